@@ -1,0 +1,19 @@
+"""Dilated Convolution with Learnable Spacings (DCLS) for timm: importing this registers the models."""
+
+from .checkpoint import CheckpointError
+from .dclsify import dclsify
+from .models import ConvNeXtDcls, FastVitDcls, MetaFormerDcls, ResNetDcls
+from .warm_start import WarmStart, warm_start
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CheckpointError",
+    "ConvNeXtDcls",
+    "FastVitDcls",
+    "MetaFormerDcls",
+    "ResNetDcls",
+    "WarmStart",
+    "dclsify",
+    "warm_start",
+]

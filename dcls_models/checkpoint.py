@@ -1,0 +1,198 @@
+"""The authors' checkpoints: reading, checking and converting them, never running code from them.
+
+A file of theirs wraps its weights (under ``model``, or ``state_dict_ema`` beside an
+``argparse.Namespace`` and another set of weights), names them as the original repositories do, and
+stores the positions that a stage shares once per layer, with the rows in their order.
+"""
+
+import argparse
+import hashlib
+import logging
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import torch
+from timm.models import load_state_dict
+from timm.models._helpers import clean_state_dict
+from timm.models._hub import download_cached_file
+from torch import nn
+
+from .layers.positions import translate_reference_keys
+
+_logger = logging.getLogger(__name__)
+
+StateDict = dict[str, Any]
+Rename = Callable[[StateDict, nn.Module], StateDict]
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be used: what was found, what was expected, and what to do."""
+
+
+def fetch(url: str, cache_dir: str | Path | None = None) -> Path:
+    """Downloads a checkpoint into timm's cache, or finds it there, and makes sure that it is still the same.
+
+    The authors publish no hashes. The sha256 of the first download that could be read is therefore kept
+    beside the file, and every later use is checked against it.
+
+    Args:
+        url: Address of the checkpoint.
+        cache_dir: Where timm keeps it; by default torch's hub folder.
+
+    Returns:
+        The cached file.
+
+    Raises:
+        CheckpointError: If it cannot be downloaded or read, or has changed since the first download.
+    """
+    try:
+        path = Path(download_cached_file(url, check_hash=False, cache_dir=cache_dir))
+    except (URLError, OSError) as error:
+        raise CheckpointError(
+            f"cannot download {url} ({error}); try again later, or download it by hand and pass "
+            'pretrained_cfg_overlay={"file": PATH}'
+        ) from error
+    record = path.with_name(path.name + ".sha256")
+    digest = _sha256(path)
+    if record.exists():
+        known = record.read_text().strip()
+        if digest != known:
+            raise CheckpointError(
+                f"{path} has changed: its sha256 is {digest}, at the first download from {url} it "
+                f"was {known}. Delete it to download it again, and {record.name} too if the authors "
+                "have replaced the file"
+            )
+        return path
+    try:
+        read(path)
+    except CheckpointError:
+        path.unlink()  # a damaged download must not stay in the cache
+        raise
+    part = record.with_name(f"{record.name}.{os.getpid()}")
+    part.write_text(digest + "\n")
+    part.replace(record)
+    _logger.info("sha256 of %s: %s", path, digest)
+    return path
+
+
+def read(path: str | Path) -> StateDict:
+    """Reads the weights from a checkpoint file; the averaged ones (EMA) where it has both.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged, no checkpoint, or holds code.
+    """
+    try:
+        state_dict = load_state_dict(str(path))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no checkpoint {path}") from error
+    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as weights: it is truncated, no checkpoint, or holds objects other "
+            f"than tensors (code is never run). Download it again. The reader says: {_line(error)}"
+        ) from error
+    if not state_dict or not all(isinstance(v, torch.Tensor) for v in state_dict.values()):
+        raise CheckpointError(f"{path} holds no weights: expected a dictionary of tensors")
+    return state_dict
+
+
+def allow_namespace() -> torch.serialization.safe_globals:
+    """Inside this context weights-only loading accepts the ``argparse.Namespace`` in timm's checkpoints."""
+    return torch.serialization.safe_globals([argparse.Namespace])
+
+
+def convert(state_dict: StateDict, model: nn.Module, rename: Rename, head: str) -> StateDict:
+    """Turns a checkpoint of the authors into a state dict of ``model``; ours passes through, checked.
+
+    Args:
+        state_dict: As stored in the file, wrapped or not.
+        model: The model that it is for.
+        rename: timm's ``checkpoint_filter_fn`` of the family.
+        head: Name of the classifier, which may differ if the number of classes does.
+
+    Returns:
+        A state dict with exactly the model's keys (apart from the classifier).
+
+    Raises:
+        CheckpointError: If copies of shared positions disagree, or keys or shapes are not the model's.
+    """
+    for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
+        if isinstance(state_dict.get(key), dict):
+            state_dict = clean_state_dict(state_dict[key])
+            break
+    expected = model.state_dict()
+    if not any(key in state_dict for key in expected if key.endswith("positions")):
+        try:
+            state_dict = _rename(state_dict, model, rename)
+            for name, module in model.named_modules():
+                if "positions" in module._parameters:
+                    translate_reference_keys(module, state_dict, f"{name}." if name else "")
+        except ValueError as error:
+            raise CheckpointError(str(error)) from error
+    _check(state_dict, expected, model, head)
+    return state_dict
+
+
+def _rename(state_dict: StateDict, model: nn.Module, rename: Rename) -> StateDict:
+    """Renames the weights with timm's function and lets positions and sigmas follow their weight."""
+    plain = {k: v for k, v in state_dict.items() if not k.endswith((".P", ".SIG"))}
+    try:
+        renamed = rename(dict(plain), model)
+    except (KeyError, AttributeError, RuntimeError) as error:
+        raise ValueError(
+            f"the checkpoint is not one of a {type(model).__name__} of this size: {error!r} has no "
+            "place in it"
+        ) from error
+    new_names = dict(zip(plain, renamed, strict=True)) if len(plain) == len(renamed) else {}
+    for key, value in state_dict.items():
+        if key not in plain:
+            base, kind = key.rsplit(".", 1)
+            weight = new_names.get(f"{base}.weight", f"{base}.weight")
+            renamed[weight.removesuffix("weight") + kind] = value
+    return renamed
+
+
+def _check(state_dict: StateDict, expected: StateDict, model: nn.Module, head: str) -> None:
+    cfg = getattr(model, "pretrained_cfg", {})
+    other_head = getattr(model, "num_classes", None) != cfg.get("num_classes")
+    first_conv = cfg.get("first_conv") or ()
+    adapted = {f"{name}.weight" for name in ([first_conv] if isinstance(first_conv, str) else first_conv)}
+
+    def fits(key: str) -> bool:
+        ours, theirs = expected[key].shape, state_dict[key].shape
+        return ours == theirs or (key in adapted and ours[0] == theirs[0] and ours[2:] == theirs[2:])
+
+    relevant = [
+        k for k in expected.keys() | state_dict.keys() if not (other_head and k.startswith(head + "."))
+    ]
+    missing = sorted(k for k in relevant if k not in state_dict)
+    extra = sorted(k for k in relevant if k not in expected)
+    wrong = sorted(k for k in relevant if k in expected and k in state_dict and not fits(k))
+    if missing or extra or wrong:
+        shapes = [f"{k} {tuple(state_dict[k].shape)} instead of {tuple(expected[k].shape)}" for k in wrong]
+        lists = {"missing": missing, "not expected": extra, "of another shape": shapes}
+        found = "; ".join(f"{len(v)} {k} ({_some(v)})" for k, v in lists.items() if v)
+        raise CheckpointError(
+            f"the checkpoint does not fit {cfg.get('architecture', type(model).__name__)}: {found}. "
+            "Create the model that it was made from, with its depths, dims, kernel_count, "
+            "dilated_kernel_size and version"
+        )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,16 @@
+"""The layers: drop-in convolutions whose kernel elements learn where they sit."""
+
+from .dcls import Dcls1d, Dcls2_1d, Dcls2d, Dcls2dK1d, Dcls3_1d, Dcls3d, DclsNd
+from .interpolation import SCHEMES, dense_kernel
+
+__all__ = [
+    "SCHEMES",
+    "Dcls1d",
+    "Dcls2_1d",
+    "Dcls2d",
+    "Dcls2dK1d",
+    "Dcls3_1d",
+    "Dcls3d",
+    "DclsNd",
+    "dense_kernel",
+]

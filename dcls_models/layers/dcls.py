@@ -1,0 +1,368 @@
+"""Dilated convolution with learnable spacings (DCLS), as drop-in replacements of ``nn.ConvNd``.
+
+Source: Khalfaoui-Hassani et al., "Dilated Convolution with Learnable Spacings", arXiv:2112.03740, and
+"... beyond bilinear interpolation", arXiv:2306.00817.
+"""
+
+import copy
+import math
+from typing import Any
+
+import torch
+from timm.layers import register_notrace_module, to_ntuple
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from .interpolation import SCHEMES, dense_kernel
+from .positions import Holder, hold, inside, project_, track
+
+torch.fx.wrap("dense_kernel")
+torch.fx.wrap("inside")
+
+
+class DclsNd(_ConvNd):
+    """What all the layers share: parameters, kernel construction, loading and fusing.
+
+    The parameters are ``weight`` ``(out_channels, in_channels // groups, [dense axes,] kernel_count)``,
+    ``positions`` ``(learned axes, *weight.shape)`` in pixels of the dilated kernel, 0 = its centre (index
+    ``K // 2``), row d moving along learned axis d, ``sigma`` (versions ``max`` and ``gauss``), shaped as
+    ``positions``, and ``bias``. ``load_state_dict`` also takes the authors' keys and row orders.
+
+    Args:
+        in_channels: Channels of the input ``(N, in_channels, *spatial)``.
+        out_channels: Channels of the output.
+        kernel_count: Elements per kernel.
+        stride: As for ``nn.ConvNd``, like the others that are not explained.
+        padding: A size, one per axis, or ``"same"``.
+        dilated_kernel_size: Size of the kernel that the elements move in, in pixels.
+        groups: As for ``nn.ConvNd``.
+        bias: As for ``nn.ConvNd``.
+        padding_mode: As for ``nn.ConvNd``.
+        version: ``v0`` (bilinear), ``v1`` (triangle), ``max`` (triangle of learned width) or ``gauss``.
+        dilation: Of the dense kernel that the elements make.
+        device: Device of the parameters.
+        dtype: Type of the parameters.
+        dense_kernel_size: For subclasses: sizes of axes, before the learned ones, that stay dense.
+        kernel_size: For subclasses: shape of the dense kernel, where not simply all the sizes in order.
+
+    Attributes:
+        kernel_size: Size of the dense kernel, as for ``nn.ConvNd``.
+        dilated_kernel_size: Its learned axes only.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    _scripted_kernel: torch.Tensor
+    dense_class: Any
+    learned_axes: int
+    sigma_offset: float | None = None  # replaces the version's own
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_count: int,
+        stride: int | tuple[int, ...] = 1,
+        padding: str | int | tuple[int, ...] = 0,
+        dilated_kernel_size: int | tuple[int, ...] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        version: str = "gauss",
+        dilation: int | tuple[int, ...] = 1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        dense_kernel_size: tuple[int, ...] = (),
+        kernel_size: tuple[int, ...] | None = None,
+    ) -> None:
+        if version not in SCHEMES:
+            raise ValueError(f"version must be one of {', '.join(SCHEMES)}, got {version=}")
+        if not isinstance(kernel_count, int) or kernel_count < 1:
+            raise ValueError(f"kernel_count must be a whole number of at least 1, got {kernel_count=}")
+        learned_size = to_ntuple(self.learned_axes)(dilated_kernel_size)
+        kernel_size = kernel_size or (*dense_kernel_size, *learned_size)
+        if not all(isinstance(k, int) and k >= 1 for k in kernel_size):
+            raise ValueError(f"kernel sizes must be whole numbers of at least 1, got {kernel_size}")
+        conv_args: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation}
+        conv_args |= {"groups": groups, "bias": bias, "padding_mode": padding_mode}
+        # on meta, because nn.ConvNd would make and fill a dense weight
+        super().__init__(in_channels, out_channels, kernel_size, **conv_args, device="meta")
+        self.kernel_count = kernel_count
+        self.dilated_kernel_size = learned_size
+        self.version = version
+        self._shared: tuple[nn.Module] | None = None  # in a tuple, so that it is not registered as a child
+
+        shape = (out_channels, in_channels // groups, *dense_kernel_size, kernel_count)
+        self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        if bias:
+            self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype))
+        positions = nn.Parameter(torch.empty(len(learned_size), *shape, device=device, dtype=dtype))
+        learns_sigma = SCHEMES[version].sigma_offset is not None
+        hold(
+            self,
+            positions,
+            nn.Parameter(torch.empty_like(positions)) if learns_sigma else None,
+            learned_size,
+        )
+        track(self)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Fills all parameters as the authors do (shared positions too)."""
+        if not hasattr(self, "kernel_count"):
+            return  # called from nn.ConvNd's constructor, before there is anything to fill
+        bound = 1 / math.sqrt(self.weight[0].numel())
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -bound, bound)
+        self._reset_positions()
+        if self.sigma is not None:
+            nn.init.constant_(self.sigma, SCHEMES[self.version].sigma_init)
+
+    def _reset_positions(self) -> None:
+        nn.init.normal_(self.positions, std=0.5)
+        project_(self.holder())
+
+    def holder(self) -> Holder:
+        """The module that registers the positions: this layer, or a container that it shares them with."""
+        return self if self._shared is None else self._shared[0]
+
+    def read_from(self, holder: nn.Module) -> None:
+        """Drops the layer's own positions and sigma and reads them from ``holder`` from now on."""
+        del self.positions, self.sigma
+        self._shared = (holder,)
+
+    def __getattr__(self, name: str) -> Any:
+        """Shared positions read as if they were the layer's own."""
+        shared = self.__dict__.get("_shared")
+        if shared is not None and name in ("positions", "sigma") and name not in self._parameters:
+            return getattr(shared[0], name)
+        return super().__getattr__(name)
+
+    def kernel(self) -> torch.Tensor:
+        """The dense kernel, ``(out_channels, in_channels // groups, *kernel_size)``, differentiable."""
+        holder = self.holder()
+        positions = holder.positions
+        if holder.positions_kept_at is None:
+            positions = inside(positions, self.dilated_kernel_size)
+        size, offset = self.dilated_kernel_size, self.sigma_offset
+        kernel = dense_kernel(self.weight, positions, holder.sigma, size, self.version, offset)
+        return kernel.reshape(self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Convolves ``input`` ``(N, in_channels, *spatial)`` with the kernel, as ``nn.ConvNd`` does."""
+        if torch.jit.is_scripting():
+            assert not self.training, (
+                "a scripted DCLS layer has a fixed kernel: script the model in eval mode"
+            )
+            return self._conv_forward(input, self._scripted_kernel.to(input), self.bias)
+        else:
+            if self.training and not torch.compiler.is_compiling():  # there, the optimizer's hook does it
+                project_(self.holder())
+            return self._conv_forward(input, self.kernel(), self.bias)
+
+    def __prepare_scriptable__(self) -> "DclsNd":
+        """``torch.jit.script`` cannot reach a holder: it gets the kernel as it is now."""
+        self._scripted_kernel = self.kernel().detach()
+        return self
+
+    @torch.no_grad()
+    def fuse(self) -> _ConvNd:
+        """The equivalent plain ``nn.ConvNd`` (the protocol of ``timm.utils.model.reparameterize_model``)."""
+        conv = self.dense_class(
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            groups=self.groups,
+            bias=self.bias is not None,
+            padding_mode=self.padding_mode,
+            device="meta",
+        ).train(self.training)
+        conv.weight = nn.Parameter(self.kernel(), requires_grad=self.weight.requires_grad)
+        if self.bias is not None:
+            conv.bias = nn.Parameter(self.bias.clone(), requires_grad=self.bias.requires_grad)
+        return conv
+
+    def extra_repr(self) -> str:
+        """The arguments of the constructor."""
+        words = [f"{self.in_channels}, {self.out_channels}, kernel_count={self.kernel_count}"]
+        words.append(f"dilated_kernel_size={self.dilated_kernel_size}, version={self.version!r}")
+        words.append(f"stride={self.stride}, padding={self.padding!r}")
+        plain = {"dilation": (1,) * len(self.dilation), "groups": 1, "padding_mode": "zeros"}
+        words += [f"{k}={getattr(self, k)!r}" for k, v in plain.items() if getattr(self, k) != v]
+        return ", ".join([*words, *([] if self.bias is not None else ["bias=False"])])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied or pickled."""
+        return {k: v for k, v in self.__dict__.items() if k != "_scripted_kernel"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copied or unpickled layer is known to the optimizer hook as well."""
+        super().__setstate__(state)
+        track(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "DclsNd":
+        """Copied without its holder, a layer takes positions of its own along."""
+        state = self.__getstate__()
+        if self._shared is not None and id(self._shared[0]) not in memo:
+            own = {"positions": self.positions, "sigma": self.sigma}
+            state |= {
+                "_parameters": {**self._parameters, **own},
+                "_shared": None,
+                "positions_kept_at": None,
+            }
+        new = self.__class__.__new__(self.__class__)
+        memo[id(self)] = new
+        new.__setstate__(copy.deepcopy(state, memo))
+        return new
+
+
+@register_notrace_module
+class Dcls1d(DclsNd, nn.Conv1d):
+    """``nn.Conv1d`` with learned positions; see ``DclsNd`` for the arguments."""
+
+    dense_class = nn.Conv1d
+    learned_axes = 1
+
+
+@register_notrace_module
+class Dcls2d(DclsNd, nn.Conv2d):
+    """``nn.Conv2d`` with learned positions; see ``DclsNd`` for the arguments.
+
+    >>> Dcls2d(8, 8, kernel_count=26, dilated_kernel_size=23, padding=11, groups=8).kernel().shape
+    torch.Size([8, 1, 23, 23])
+    """
+
+    dense_class = nn.Conv2d
+    learned_axes = 2
+
+
+@register_notrace_module
+class Dcls3d(DclsNd, nn.Conv3d):
+    """``nn.Conv3d`` with learned positions; see ``DclsNd`` for the arguments."""
+
+    dense_class = nn.Conv3d
+    learned_axes = 3
+
+
+class _DclsN_1d(DclsNd):  # noqa: N801 (N and 1 are the authors' naming)
+    """Elements at every place of the first axes, whose positions along the last axis are learned."""
+
+    learned_axes = 1
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_count: int,
+        stride: int | tuple[int, ...] = 1,
+        padding: str | int | tuple[int, ...] = 0,
+        dense_kernel_size: int | tuple[int, ...] = 1,
+        dilated_kernel_size: int | tuple[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        version: str = "gauss",
+        dilation: int | tuple[int, ...] = 1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_count,
+            stride,
+            padding,
+            dilated_kernel_size,
+            groups,
+            bias,
+            padding_mode,
+            version,
+            dilation,
+            device,
+            dtype,
+            dense_kernel_size=to_ntuple(self.dense_axes)(dense_kernel_size),
+        )
+
+    dense_axes: int
+
+    def _reset_positions(self) -> None:
+        limit = self.dilated_kernel_size[0] // 2
+        nn.init.uniform_(self.positions, -limit, limit)
+
+
+@register_notrace_module
+class Dcls2_1d(_DclsN_1d, nn.Conv2d):  # noqa: N801
+    """``nn.Conv2d``, dense along H (``dense_kernel_size``), with learned positions along W.
+
+    Its Gaussian has a standard deviation of ``|sigma| + 1.0`` pixels, as the authors' class of this name.
+    """
+
+    dense_class = nn.Conv2d
+    dense_axes = 1
+    sigma_offset = 1.0
+
+
+@register_notrace_module
+class Dcls3_1d(_DclsN_1d, nn.Conv3d):  # noqa: N801
+    """``nn.Conv3d``, dense along D and H (``dense_kernel_size``), with learned positions along W."""
+
+    dense_class = nn.Conv3d
+    dense_axes = 2
+
+
+@register_notrace_module
+class Dcls2dK1d(DclsNd, nn.Conv2d):
+    """``nn.Conv2d`` with a kernel of one row or column and learned positions along it.
+
+    Args:
+        *args: As for ``DclsNd``; ``dilated_kernel_size`` is one number.
+        version: As for ``DclsNd``.
+        flat_dim: 0 for a ``(K, 1)`` kernel, learned along H; 1 for ``(1, K)``, learned along W.
+        **kwargs: As for ``DclsNd``.
+    """
+
+    dense_class = nn.Conv2d
+    learned_axes = 1
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_count: int,
+        stride: int | tuple[int, ...] = 1,
+        padding: str | int | tuple[int, ...] = 0,
+        dilated_kernel_size: int | tuple[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        version: str = "v1",
+        flat_dim: int = 0,
+        dilation: int | tuple[int, ...] = 1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if flat_dim not in (0, 1):
+            raise ValueError(f"flat_dim must be 0 (a column) or 1 (a row), got {flat_dim=}")
+        (k,) = to_ntuple(1)(dilated_kernel_size)
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_count,
+            stride,
+            padding,
+            k,
+            groups,
+            bias,
+            padding_mode,
+            version,
+            dilation,
+            device,
+            dtype,
+            kernel_size=(k, 1) if flat_dim == 0 else (1, k),
+        )

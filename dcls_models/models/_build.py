@@ -1,0 +1,103 @@
+"""What the families share: building with timm, and telling timm about the positions."""
+
+from functools import partial
+from typing import Any
+
+from timm.models import build_model_with_cfg
+from timm.models._builder import resolve_pretrained_cfg
+from torch import nn
+
+from ..checkpoint import Rename, allow_namespace, convert, fetch, read
+
+AUDIO_CFG = {
+    "num_classes": 527,
+    "input_size": (1, 128, 1001),
+    "pool_size": None,
+    "crop_pct": 1.0,
+    "mean": (-18.2696,),
+    "std": (30.5735,),
+    "paper_ids": "arXiv:2309.13972",
+    "origin_url": "https://zenodo.org/record/8370979",
+}
+
+
+def authors(url: str, paper: str) -> dict[str, Any]:
+    """The part of a default cfg that says where the authors' weights are, and where their terms stand."""
+    record = url.split("/files/")[0]
+    return {
+        "url": url,
+        "origin_url": record,
+        "paper_ids": paper,
+        "notes": (f"for the licence see {record}",),
+    }
+
+
+def build(
+    model_class: type[nn.Module],
+    variant: str,
+    pretrained: bool,
+    rename: Rename,
+    head: str,
+    **kwargs: Any,
+) -> Any:
+    """Calls timm's ``build_model_with_cfg`` for files of the authors.
+
+    Args:
+        model_class: Class of the model.
+        variant: Its registered name.
+        pretrained: Whether to load weights.
+        rename: timm's ``checkpoint_filter_fn`` of the family.
+        head: Name of the classifier.
+        **kwargs: As for ``build_model_with_cfg``.
+
+    Raises:
+        CheckpointError: If the weights cannot be loaded completely.
+    """
+    if pretrained:
+        cfg = resolve_pretrained_cfg(
+            variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay")
+        )
+        if cfg.source or cfg.state_dict:
+            pass  # a folder, the Hub or tensors: timm reads those
+        elif cfg.file:
+            read(cfg.file)
+        elif cfg.url and not cfg.hf_hub_id:
+            fetch(str(cfg.url), kwargs.get("cache_dir"))
+    with allow_namespace():
+        return build_model_with_cfg(
+            model_class,
+            variant,
+            pretrained,
+            pretrained_filter_fn=partial(convert, rename=rename, head=head),
+            **kwargs,
+        )
+
+
+class PositionsInTimm:
+    """Mixin: puts the positions of a stage where timm's optimizer groups expect them."""
+
+    stage_pattern = r"^stages\.(\d+)"
+
+    def no_weight_decay(self) -> set[str]:
+        """Patterns of the parameters that timm's optimizers must not decay."""
+        inherited = getattr(super(), "no_weight_decay", set)
+        return {*inherited(), "*.positions", "*.sigma"}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Groups for layer decay; positions belong to the first block of their stage."""
+        matcher = dict(super().group_matcher(coarse))  # type: ignore[misc]
+        if not coarse:
+            blocks = matcher["blocks"]
+            blocks = [(blocks, None)] if isinstance(blocks, str) else list(blocks)
+            matcher["blocks"] = [(rf"{self.stage_pattern}\.(?:positions|sigma)$", (0,)), *blocks]
+        return matcher
+
+
+def spectrogram_stem(conv: nn.Conv2d, bias: bool) -> nn.Conv2d:
+    """The stem of the authors' audio models: patches of 2 (mel) x 16 (time), in place of ``conv``."""
+    like: dict[str, Any] = {"device": conv.weight.device, "dtype": conv.weight.dtype}
+    stem = nn.Conv2d(conv.in_channels, conv.out_channels, (2, 16), stride=(2, 16), bias=bias, **like)
+    nn.init.trunc_normal_(stem.weight, std=0.02)
+    if stem.bias is not None:
+        nn.init.zeros_(stem.bias)
+    return stem

@@ -1,0 +1,233 @@
+"""Starts a DCLS model from the weights of the dense model that it was made from.
+
+With integer positions an element of ``v0``, ``v1`` or ``max`` (``sigma`` 0) is one pixel, so enough elements
+hold any dense kernel; otherwise the weights are a least-squares fit for positions on the pixels where the
+dense kernels (of all layers that share positions) have the most energy.
+"""
+
+import logging
+from collections import defaultdict
+from typing import NamedTuple
+
+import timm
+import torch
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from .layers import DclsNd, dense_kernel
+from .layers.positions import Holder, inside
+
+_logger = logging.getLogger(__name__)
+
+GAUSS_SIGMA = 0.03  # width 0.30 pixels: as sharp as it gets, while |sigma| still has a gradient
+FIT_BATCH = 2**22  # numbers in one batch of interpolation maps during the fit
+
+
+class WarmStart(NamedTuple):
+    """What a warm start kept.
+
+    Attributes:
+        residuals: For each layer ``||kernel - dense|| / ||dense||``, before the jitter.
+        logits_change: Largest change of an output against the dense model, before the jitter, over the
+            largest output; None without an example input.
+        jitter_change: The same for the jitter alone.
+    """
+
+    residuals: dict[str, float]
+    logits_change: float | None
+    jitter_change: float | None
+
+
+def warm_start(
+    model: nn.Module,
+    source: nn.Module | str,
+    *,
+    jitter: float = 1e-3,
+    example_input: torch.Tensor | None = None,
+) -> WarmStart:
+    """Copies a dense model into the DCLS model that was made from it.
+
+    Exact for ``v0``, and to rounding for ``v1`` and ``max``, if ``kernel_count`` covers the dense kernel (49
+    for 7x7); ``gauss`` always spreads. With fewer elements it is a least-squares fit.
+
+    Args:
+        model: The DCLS model, for instance ``timm.create_model("convnext_dcls_tiny", kernel_count=49)``.
+        source: The dense model with the same names, or a timm name, whose pretrained weights are taken.
+        jitter: How far, in pixels, positions of ``v1`` and ``max`` are moved off the integers afterwards:
+            there they would have no gradient and stay for ever.
+        example_input: Images on which the effect on the output is measured; by default one random image of
+            the size in ``model.pretrained_cfg``, if there is one.
+
+    Returns:
+        The residual of each layer and the change of the logits, which are logged as well.
+
+    Raises:
+        ValueError: If the source has other parameters than the model, or a kernel that is too large.
+
+    >>> model = timm.create_model("test_convnext_dcls", kernel_count=49)
+    >>> report = warm_start(model, timm.create_model("test_convnext", norm_eps=1e-6, act_layer="gelu"))
+    """
+    if isinstance(source, str):
+        heads = {k: getattr(model, k) for k in ("num_classes", "in_chans") if hasattr(model, k)}
+        return warm_start(
+            model,
+            timm.create_model(source, pretrained=True, **heads),
+            jitter=jitter,
+            example_input=example_input,
+        )
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, DclsNd)}
+    convs = {name: _counterpart(name, layer, source) for name, layer in layers.items()}
+    _copy_others(model, source, layers)
+
+    shared: dict[nn.Module, list[str]] = defaultdict(list)
+    for name, layer in layers.items():
+        shared[layer.holder()].append(name)
+    residuals: dict[str, float] = {}
+    for names in shared.values():
+        found = _fit([layers[n] for n in names], [convs[n] for n in names])
+        residuals |= dict(zip(names, found, strict=True))
+
+    image = _example(model) if example_input is None else example_input
+    exact, fitted = _logits(source, image), _logits(model, image)
+    for holder, names in shared.items():
+        if layers[names[0]].version in ("v1", "max"):
+            _jitter(holder, jitter)
+    report = WarmStart(residuals, _change(exact, fitted), _change(fitted, _logits(model, image)))
+    worst = max(residuals, key=lambda name: residuals[name])
+    _logger.log(
+        logging.WARNING if residuals[worst] > 1e-2 else logging.INFO,
+        "warm start: relative residual of the kernels %.2g at worst (%s); logits changed by %s of "
+        "the largest, by the jitter of %g pixels %s",
+        residuals[worst],
+        worst,
+        report.logits_change,
+        jitter,
+        report.jitter_change,
+    )
+    return report
+
+
+def _counterpart(name: str, layer: DclsNd, source: nn.Module) -> _ConvNd:
+    conv = dict(source.named_modules()).get(name)
+    if not isinstance(conv, _ConvNd) or isinstance(conv, DclsNd):
+        raise ValueError(f"the source has no dense convolution {name!r}, it has {type(conv).__name__}")
+    small = (conv.in_channels, conv.out_channels, conv.groups, conv.dilation)
+    if small != (layer.in_channels, layer.out_channels, layer.groups, layer.dilation):
+        raise ValueError(f"{name}: the source has {conv}, which does not fit {layer}")
+    if any(k > size for k, size in zip(conv.kernel_size, layer.kernel_size, strict=True)):
+        raise ValueError(
+            f"{name}: a dense kernel of {conv.kernel_size} does not fit into a dilated kernel of "
+            f"{layer.kernel_size}"
+        )
+    return conv
+
+
+def _copy_others(model: nn.Module, source: nn.Module, layers: dict[str, DclsNd]) -> None:
+    """Copies everything that is not part of a kernel; checks all of it before the first copy."""
+    holders = {layer.holder() for layer in layers.values()}
+    own = {f"{name}.weight" for name in layers}
+    for name, module in model.named_modules():
+        if module in holders:
+            own |= {f"{name}.{key}" if name else key for key in ("positions", "sigma")}
+    ours = {k: v.shape for k, v in model.state_dict().items() if k not in own}
+    theirs = {k: v for k, v in source.state_dict().items() if k not in own}
+    differ = sorted(
+        k
+        for k in ours.keys() | theirs.keys()
+        if k not in ours or k not in theirs or ours[k] != theirs[k].shape
+    )
+    if differ:
+        raise ValueError(
+            f"the source differs from the model in {len(differ)} tensors besides the kernels "
+            f"({', '.join(differ[:4])}{', ...' if len(differ) > 4 else ''}); make both with the same "
+            "arguments (num_classes, in_chans, depths, ...)"
+        )
+    model.load_state_dict(theirs, strict=False)
+
+
+@torch.no_grad()
+def _fit(layers: list[DclsNd], convs: list[_ConvNd]) -> list[float]:
+    """Fits layers that share positions; r pairs (out, in), b layers, t taps, n elements."""
+    first, holder = layers[0], layers[0].holder()
+    size, tap_size = first.dilated_kernel_size, convs[0].kernel_size
+    if len(size) != len(tap_size):
+        raise ValueError(
+            f"{type(first).__name__} has axes that are not learned; a warm start is for Dcls1d, 2d, 3d"
+        )
+    shift = [(k - t + 1) // 2 for k, t in zip(size, tap_size, strict=True)]
+    axes = [
+        torch.arange(t, dtype=torch.float64) + s - k // 2
+        for t, s, k in zip(tap_size, shift, size, strict=True)
+    ]
+    grid = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)  # axes t
+    dense = torch.stack([c.weight.flatten(2).flatten(0, 1) for c in convs], 1)  # r b t
+    dense = dense.double().cpu()
+    count = min(first.kernel_count, grid.shape[1])
+    taps = dense.square().sum(1).topk(count).indices  # r n
+    positions = holder.positions.double().cpu().flatten(1, 2).clone()  # axes r n
+    positions[..., :count] = grid[:, taps]
+    holder.positions.copy_(positions.view_as(holder.positions))
+    if holder.sigma is not None:
+        holder.sigma.fill_(GAUSS_SIGMA if first.version == "gauss" else 0.0)
+
+    target = dense.new_zeros(*dense.shape[:2], *size)
+    middle = [slice(s, s + t) for s, t in zip(shift, tap_size, strict=True)]
+    target[(slice(None), slice(None), *middle)] = dense.unflatten(-1, tap_size)
+    target = target.flatten(2)
+    weight = dense.new_zeros(*dense.shape[:2], first.kernel_count)
+    rows = max(1, FIT_BATCH // (count * target.shape[-1]))
+    for r in range(0, len(dense), rows):
+        maps = _maps(first, positions[:, r : r + rows, :count])  # r n pixels
+        gram = maps @ maps.mT + 1e-12 * torch.eye(count, dtype=maps.dtype)
+        weight[r : r + rows, :, :count] = torch.linalg.solve(gram, maps @ target[r : r + rows].mT).mT
+    residuals = []
+    for layer, fitted, wanted in zip(layers, weight.unbind(1), target.unbind(1), strict=True):
+        layer.weight.copy_(fitted.view_as(layer.weight))
+        missed = layer.kernel().double().cpu().flatten(2).flatten(0, 1) - wanted
+        residuals.append((missed.norm() / wanted.norm().clamp(min=1e-30)).item())
+    return residuals
+
+
+def _maps(layer: DclsNd, positions: torch.Tensor) -> torch.Tensor:
+    """The interpolation map of each element, ``(r, n, pixels)``, for positions ``(axes, r, n)``."""
+    one = torch.ones_like(positions[0]).unsqueeze(-1)
+    sigma = None
+    if layer.sigma is not None:
+        sigma = torch.full_like(positions, GAUSS_SIGMA if layer.version == "gauss" else 0.0).unsqueeze(-1)
+    kernels = dense_kernel(one, positions.unsqueeze(-1), sigma, layer.dilated_kernel_size, layer.version)
+    return kernels.flatten(2)
+
+
+@torch.no_grad()
+def _jitter(holder: Holder, jitter: float) -> None:
+    """Moves every position by up to ``jitter`` pixels, back inwards where that would leave the kernel."""
+    distance = torch.empty_like(holder.positions).uniform_(jitter / 2, jitter)
+    moved = holder.positions + torch.where(torch.rand_like(distance) < 0.5, -distance, distance)
+    limited = torch.stack(inside(moved, holder.positions_size))
+    holder.positions.copy_(2 * limited - moved)
+
+
+def _example(model: nn.Module) -> torch.Tensor | None:
+    size = getattr(model, "pretrained_cfg", {}).get("input_size")
+    if size is None:
+        return None
+    like = next(model.parameters())
+    noise = torch.randn(1, *size, generator=torch.Generator().manual_seed(0))
+    return noise.to(device=like.device, dtype=like.dtype)
+
+
+@torch.no_grad()
+def _logits(model: nn.Module, image: torch.Tensor | None) -> torch.Tensor | None:
+    if image is None:
+        return None
+    training = model.training
+    try:
+        return model.eval()(image)
+    finally:
+        model.train(training)
+
+
+def _change(before: torch.Tensor | None, after: torch.Tensor | None) -> float | None:
+    if not isinstance(before, torch.Tensor) or not isinstance(after, torch.Tensor):
+        return None
+    return ((after - before).abs().max() / before.abs().max()).item()
