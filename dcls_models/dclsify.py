@@ -3,21 +3,25 @@
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatch
+from functools import partial
 
 import torch
 from timm.layers import Conv2dSame, to_ntuple
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from .layers import Dcls1d, Dcls2d, Dcls3d, DclsNd
-from .layers.positions import share_positions
-from .warm_start import warm_start
+from .layers import Dcls1d, Dcls2d, Dcls2dSame, Dcls3d, DclsNd
+from .layers.positions import check_shareable, share_positions
+from .warm_start import check_counterpart, warm_start
 
 _DCLS_CLASSES: dict[type[_ConvNd], type[DclsNd]] = {
+    Conv2dSame: Dcls2dSame,
     nn.Conv1d: Dcls1d,
     nn.Conv2d: Dcls2d,
     nn.Conv3d: Dcls3d,
 }
+
+_FUSING = ("fuse", "reparameterize", "switch_to_deploy")  # what timm calls on a block to deploy it
 
 Select = str | Sequence[str] | Callable[[str, _ConvNd], bool]
 
@@ -41,7 +45,9 @@ def dclsify(
 ) -> nn.Module:
     """Replaces convolutions of any model by DCLS layers, in place.
 
-    Stride, groups, dilation, bias, device, type and the size of the output stay as they are.
+    Stride, groups, dilation, bias, device, type and the size of the output stay as they are (a kernel of
+    even size in place of an odd one, or the reverse, can make the output one pixel larger). A block that
+    folds its convolutions into one for deployment keeps them apart where it holds a DCLS layer.
 
     Args:
         model: The model to change.
@@ -61,31 +67,39 @@ def dclsify(
         The model (the new layer, if the model is itself a convolution that is replaced).
 
     Raises:
-        ValueError: If nothing matches, or layers that are to share positions differ in shape.
+        ValueError: If nothing matches, a match is more than a convolution, layers that are to share
+            positions differ in shape, or (``init="dense"``) a kernel does not fit. The model is then as
+            before.
 
     >>> import timm
     >>> model = dclsify(timm.create_model("mobilenetv3_small_050"), kernel_count=12, dilated_kernel_size=9)
     """
     if init not in ("random", "dense"):
         raise ValueError(f"init must be 'random' or 'dense', got {init=}")
-    old = [m for name, m in model.named_modules() if isinstance(m, _ConvNd) and _selected(name, m, convs)]
+    everything = model.named_modules(remove_duplicate=False)
+    old = {m: name for name, m in everything if isinstance(m, _ConvNd) and _selected(name, m, convs)}
     if not old:
         raise ValueError(
             f"no convolution of {type(model).__name__} matches {convs=}; model.named_modules() lists "
             "the names"
         )
+    new = {
+        conv: _replacement(name, conv, kernel_count, dilated_kernel_size, version)
+        for conv, name in old.items()
+    }
+    shared = [(stage, [new[m] for m in stage.modules() if m in new]) for stage in share]
+    for stage, layers in shared:
+        check_shareable(stage, layers)
+    if init == "dense":
+        for conv, name in old.items():
+            check_counterpart(name, new[conv], conv)
     source = copy.deepcopy(model) if init == "dense" else None
-    new = {conv: _replacement(conv, kernel_count, dilated_kernel_size, version) for conv in old}
-    if model in new:
-        model = new[model]
-    for parent in list(model.modules()):
-        for name, child in parent.named_children():
-            if child in new:
-                setattr(parent, name, new[child])
-    for container in share:
-        inside = [m for m in container.modules() if isinstance(m, DclsNd) and m.holder() is m]
-        if inside:
-            share_positions(container, inside)
+
+    model = _swap(model, new)
+    for stage, layers in shared:
+        own = [layer for layer in layers if layer.holder() is layer]
+        if own:
+            share_positions(stage, own)
     if source is not None:
         warm_start(model, source, jitter=jitter, example_input=example_input)
     return model
@@ -100,16 +114,21 @@ def _selected(name: str, conv: _ConvNd, convs: Select) -> bool:
 
 
 def _replacement(
-    conv: _ConvNd, kernel_count: int, dilated_kernel_size: int | tuple[int, ...], version: str
+    name: str, conv: _ConvNd, kernel_count: int, dilated_kernel_size: int | tuple[int, ...], version: str
 ) -> DclsNd:
-    dcls_class = next(dcls for dense, dcls in _DCLS_CLASSES.items() if isinstance(conv, dense))
+    dense_class, dcls_class = next(pair for pair in _DCLS_CLASSES.items() if isinstance(conv, pair[0]))
+    if type(conv).forward is not dense_class.forward:
+        raise ValueError(
+            f"{name} is a {type(conv).__name__}, which does more than {dense_class.__name__}, and that would "
+            "be lost; leave it out"
+        )
     size = to_ntuple(dcls_class.learned_axes)(dilated_kernel_size)
     layer = dcls_class(
         conv.in_channels,
         conv.out_channels,
         kernel_count,
         stride=conv.stride,
-        padding=_padding(conv, size),
+        padding=_padding(name, conv, size),
         dilated_kernel_size=size,
         groups=conv.groups,
         bias=conv.bias is not None,
@@ -125,11 +144,38 @@ def _replacement(
     return layer.train(conv.training)
 
 
-def _padding(conv: _ConvNd, size: tuple[int, ...]) -> str | tuple[int, ...]:
+def _padding(name: str, conv: _ConvNd, size: tuple[int, ...]) -> str | tuple[int, ...]:
     """Keeps the size of the output (one pixel more where an even kernel replaces an odd one)."""
-    if isinstance(conv.padding, str):
+    if conv.padding == "same" or isinstance(conv, Conv2dSame):
         return conv.padding
-    axes = list(zip(size, conv.kernel_size, conv.dilation, strict=True))
-    if isinstance(conv, Conv2dSame):  # pads in its forward
-        return tuple(d * (k // 2) for k, _, d in axes)
-    return tuple(p + d * ((k - old + 1) // 2) for p, (k, old, d) in zip(conv.padding, axes, strict=True))
+    old = (0,) * len(size) if isinstance(conv.padding, str) else conv.padding
+    axes = zip(old, size, conv.kernel_size, conv.dilation, strict=True)
+    padding = tuple(p + d * ((k - t + 1) // 2) for p, k, t, d in axes)
+    if min(padding) < 0:
+        raise ValueError(f"{name}: {conv} has too little padding for a kernel as small as {size}")
+    return padding
+
+
+def _swap(model: nn.Module, new: dict[_ConvNd, DclsNd]) -> nn.Module:
+    for parent in list(model.modules()):
+        if parent is not model and parent not in new and any(m in new for m in parent.modules()):
+            _leave_apart(parent)
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):  # named_children() leaves out second names
+            if child in new:
+                setattr(parent, name, new[child])
+    return new[model] if isinstance(model, _ConvNd) and model in new else model
+
+
+def _leave_apart(block: nn.Module) -> None:
+    """Keeps a block from folding its convolutions into one: it would read a ``weight`` as dense.
+
+    timm goes on to the children of what it has fused, so DCLS layers in the block are still fused.
+    """
+    for method in _FUSING:
+        if callable(getattr(type(block), method, None)):
+            setattr(block, method, partial(_itself, block))
+
+
+def _itself(block: nn.Module) -> nn.Module:
+    return block

@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 import timm
 import torch
+from timm.layers import Conv2dSame
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from .layers import DclsNd, dense_kernel
+from .layers import Dcls2dSame, DclsNd, dense_kernel
 from .layers.positions import Holder, inside
 
 _logger = logging.getLogger(__name__)
@@ -62,10 +63,11 @@ def warm_start(
         The residual of each layer and the change of the logits, which are logged as well.
 
     Raises:
-        ValueError: If the source has other parameters than the model, or a kernel that is too large.
+        ValueError: If the model has no DCLS layer, or the source has other parameters than the model or a
+            kernel that does not fit. The model is then as before.
 
     >>> model = timm.create_model("test_convnext_dcls", kernel_count=49)
-    >>> report = warm_start(model, timm.create_model("test_convnext", norm_eps=1e-6, act_layer="gelu"))
+    >>> report = warm_start(model, timm.create_model("test_convnext"))
     """
     if isinstance(source, str):
         heads = {k: getattr(model, k) for k in ("num_classes", "in_chans") if hasattr(model, k)}
@@ -76,8 +78,12 @@ def warm_start(
             example_input=example_input,
         )
     layers = {name: m for name, m in model.named_modules() if isinstance(m, DclsNd)}
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no DCLS layer; make some with dclsify")
     convs = {name: _counterpart(name, layer, source) for name, layer in layers.items()}
-    _copy_others(model, source, layers)
+    image = _example(model) if example_input is None else example_input
+    exact = _logits(source, image)
+    _copy_others(model, source)
 
     shared: dict[nn.Module, list[str]] = defaultdict(list)
     for name, layer in layers.items():
@@ -87,8 +93,7 @@ def warm_start(
         found = _fit([layers[n] for n in names], [convs[n] for n in names])
         residuals |= dict(zip(names, found, strict=True))
 
-    image = _example(model) if example_input is None else example_input
-    exact, fitted = _logits(source, image), _logits(model, image)
+    fitted = _logits(model, image)
     for holder, names in shared.items():
         if layers[names[0]].version in ("v1", "max"):
             _jitter(holder, jitter)
@@ -111,24 +116,59 @@ def _counterpart(name: str, layer: DclsNd, source: nn.Module) -> _ConvNd:
     conv = dict(source.named_modules()).get(name)
     if not isinstance(conv, _ConvNd) or isinstance(conv, DclsNd):
         raise ValueError(f"the source has no dense convolution {name!r}, it has {type(conv).__name__}")
-    small = (conv.in_channels, conv.out_channels, conv.groups, conv.dilation)
-    if small != (layer.in_channels, layer.out_channels, layer.groups, layer.dilation):
+    check_counterpart(name, layer, conv)
+    return conv
+
+
+def check_counterpart(name: str, layer: DclsNd, conv: _ConvNd) -> None:
+    """Raises ValueError if a layer cannot start from a dense convolution."""
+    same = ("in_channels", "out_channels", "groups", "stride", "dilation", "padding_mode")
+    if any(getattr(conv, k) != getattr(layer, k) for k in same):
         raise ValueError(f"{name}: the source has {conv}, which does not fit {layer}")
+    if layer.dilated_kernel_size != layer.kernel_size:
+        raise ValueError(
+            f"{name}: {type(layer).__name__} has axes that are not learned; a warm start is for Dcls1d, "
+            "2d, 3d"
+        )
     if any(k > size for k, size in zip(conv.kernel_size, layer.kernel_size, strict=True)):
         raise ValueError(
             f"{name}: a dense kernel of {conv.kernel_size} does not fit into a dilated kernel of "
             f"{layer.kernel_size}"
         )
-    return conv
+    _place(name, layer, conv)
 
 
-def _copy_others(model: nn.Module, source: nn.Module, layers: dict[str, DclsNd]) -> None:
+def _place(name: str, layer: DclsNd, conv: _ConvNd) -> list[slice]:
+    """The pixels of the dilated kernel that see what the pixels of the dense kernel see."""
+    place = []
+    for axis, dilation in enumerate(conv.dilation):
+        start = (_padding_before(layer)[axis] - _padding_before(conv)[axis]) / dilation
+        end = start + conv.kernel_size[axis]
+        if start != int(start) or start < 0 or end > layer.kernel_size[axis]:
+            raise ValueError(
+                f"{name}: {layer} pads so that its pixels cannot lie on those of {conv}; an odd "
+                "dilated_kernel_size for an odd kernel, an even one for an even kernel always fits"
+            )
+        place.append(slice(int(start), int(end)))
+    return place
+
+
+def _padding_before(conv: _ConvNd) -> list[float]:
+    if isinstance(conv, Conv2dSame | Dcls2dSame):  # half pixels: how they are rounded depends on the input
+        return [d * (k - 1) / 2 for k, d in zip(conv.kernel_size, conv.dilation, strict=True)]
+    if conv.padding == "same":
+        return [d * (k - 1) // 2 for k, d in zip(conv.kernel_size, conv.dilation, strict=True)]
+    return [0] * len(conv.kernel_size) if isinstance(conv.padding, str) else list(conv.padding)
+
+
+def _copy_others(model: nn.Module, source: nn.Module) -> None:
     """Copies everything that is not part of a kernel; checks all of it before the first copy."""
-    holders = {layer.holder() for layer in layers.values()}
-    own = {f"{name}.weight" for name in layers}
-    for name, module in model.named_modules():
-        if module in holders:
-            own |= {f"{name}.{key}" if name else key for key in ("positions", "sigma")}
+    holders = {m.holder() for m in model.modules() if isinstance(m, DclsNd)}
+    own = set()
+    for name, module in model.named_modules(remove_duplicate=False):
+        keys = ["weight"] if isinstance(module, DclsNd) else []
+        keys += ["positions", "sigma"] if module in holders else []
+        own |= {f"{name}.{key}" if name else key for key in keys}
     ours = {k: v.shape for k, v in model.state_dict().items() if k not in own}
     theirs = {k: v for k, v in source.state_dict().items() if k not in own}
     differ = sorted(
@@ -147,37 +187,24 @@ def _copy_others(model: nn.Module, source: nn.Module, layers: dict[str, DclsNd])
 
 @torch.no_grad()
 def _fit(layers: list[DclsNd], convs: list[_ConvNd]) -> list[float]:
-    """Fits layers that share positions; r pairs (out, in), b layers, t taps, n elements."""
+    """Fits layers that share positions; r pairs (out, in), b layers, k pixels, n elements."""
     first, holder = layers[0], layers[0].holder()
-    size, tap_size = first.dilated_kernel_size, convs[0].kernel_size
-    if len(size) != len(tap_size):
-        raise ValueError(
-            f"{type(first).__name__} has axes that are not learned; a warm start is for Dcls1d, 2d, 3d"
-        )
-    shift = [(k - t + 1) // 2 for k, t in zip(size, tap_size, strict=True)]
-    axes = [
-        torch.arange(t, dtype=torch.float64) + s - k // 2
-        for t, s, k in zip(tap_size, shift, size, strict=True)
-    ]
-    grid = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)  # axes t
-    dense = torch.stack([c.weight.flatten(2).flatten(0, 1) for c in convs], 1)  # r b t
-    dense = dense.double().cpu()
-    count = min(first.kernel_count, grid.shape[1])
-    taps = dense.square().sum(1).topk(count).indices  # r n
+    size = first.dilated_kernel_size
+    target, covered = _targets(layers, convs)  # r b k, k
+    count = min(first.kernel_count, int(covered.sum()))
+    energy = target.square().sum(1).masked_fill(~covered, -1)
+    axes = [torch.arange(k, dtype=torch.float64) - k // 2 for k in size]
+    grid = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)  # axes k
     positions = holder.positions.double().cpu().flatten(1, 2).clone()  # axes r n
-    positions[..., :count] = grid[:, taps]
+    positions[..., :count] = grid[:, energy.topk(count).indices]
     holder.positions.copy_(positions.view_as(holder.positions))
     if holder.sigma is not None:
         holder.sigma.fill_(GAUSS_SIGMA if first.version == "gauss" else 0.0)
 
-    target = dense.new_zeros(*dense.shape[:2], *size)
-    middle = [slice(s, s + t) for s, t in zip(shift, tap_size, strict=True)]
-    target[(slice(None), slice(None), *middle)] = dense.unflatten(-1, tap_size)
-    target = target.flatten(2)
-    weight = dense.new_zeros(*dense.shape[:2], first.kernel_count)
+    weight = target.new_zeros(*target.shape[:2], first.kernel_count)
     rows = max(1, FIT_BATCH // (count * target.shape[-1]))
-    for r in range(0, len(dense), rows):
-        maps = _maps(first, positions[:, r : r + rows, :count])  # r n pixels
+    for r in range(0, len(target), rows):
+        maps = _maps(first, positions[:, r : r + rows, :count])  # r n k
         gram = maps @ maps.mT + 1e-12 * torch.eye(count, dtype=maps.dtype)
         weight[r : r + rows, :, :count] = torch.linalg.solve(gram, maps @ target[r : r + rows].mT).mT
     residuals = []
@@ -186,6 +213,19 @@ def _fit(layers: list[DclsNd], convs: list[_ConvNd]) -> list[float]:
         missed = layer.kernel().double().cpu().flatten(2).flatten(0, 1) - wanted
         residuals.append((missed.norm() / wanted.norm().clamp(min=1e-30)).item())
     return residuals
+
+
+def _targets(layers: list[DclsNd], convs: list[_ConvNd]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The dense kernels, padded to the size of the dilated ones, and which pixels they cover."""
+    targets = []
+    covered = torch.zeros(layers[0].kernel_size, dtype=torch.bool)
+    for layer, conv in zip(layers, convs, strict=True):
+        place = _place("", layer, conv)
+        target = torch.zeros(*conv.weight.shape[:2], *layer.kernel_size, dtype=torch.float64)
+        target[(slice(None), slice(None), *place)] = conv.weight.double().cpu()
+        targets.append(target.flatten(2).flatten(0, 1))
+        covered[tuple(place)] = True
+    return torch.stack(targets, 1), covered.flatten()
 
 
 def _maps(layer: DclsNd, positions: torch.Tensor) -> torch.Tensor:
@@ -202,6 +242,8 @@ def _maps(layer: DclsNd, positions: torch.Tensor) -> torch.Tensor:
 def _jitter(holder: Holder, jitter: float) -> None:
     """Moves every position by up to ``jitter`` pixels, back inwards where that would leave the kernel."""
     distance = torch.empty_like(holder.positions).uniform_(jitter / 2, jitter)
+    # far from 0, half precision may not resolve the jitter
+    distance = distance.maximum(torch.finfo(distance.dtype).eps * holder.positions.abs())
     moved = holder.positions + torch.where(torch.rand_like(distance) < 0.5, -distance, distance)
     limited = torch.stack(inside(moved, holder.positions_size))
     holder.positions.copy_(2 * limited - moved)
@@ -211,23 +253,25 @@ def _example(model: nn.Module) -> torch.Tensor | None:
     size = getattr(model, "pretrained_cfg", {}).get("input_size")
     if size is None:
         return None
-    like = next(model.parameters())
-    noise = torch.randn(1, *size, generator=torch.Generator().manual_seed(0))
-    return noise.to(device=like.device, dtype=like.dtype)
+    chans = getattr(model, "in_chans", size[0])
+    return torch.randn(1, chans, *size[1:], generator=torch.Generator().manual_seed(0))
 
 
 @torch.no_grad()
 def _logits(model: nn.Module, image: torch.Tensor | None) -> torch.Tensor | None:
     if image is None:
         return None
-    training = model.training
+    modes = {module: module.training for module in model.modules()}
     try:
-        return model.eval()(image)
+        like = next(model.parameters())
+        return model.eval()(image.to(like.device, like.dtype if image.is_floating_point() else None))
     finally:
-        model.train(training)
+        for module, training in modes.items():
+            module.training = training
 
 
 def _change(before: torch.Tensor | None, after: torch.Tensor | None) -> float | None:
     if not isinstance(before, torch.Tensor) or not isinstance(after, torch.Tensor):
         return None
+    before, after = before.double().cpu(), after.double().cpu()
     return ((after - before).abs().max() / before.abs().max()).item()

@@ -1,6 +1,6 @@
 """The layers: drop-in convolutions whose kernel elements learn where they sit."""
 
-from .dcls import Dcls1d, Dcls2_1d, Dcls2d, Dcls2dK1d, Dcls3_1d, Dcls3d, DclsNd
+from .dcls import Dcls1d, Dcls2_1d, Dcls2d, Dcls2dK1d, Dcls2dSame, Dcls3_1d, Dcls3d, DclsNd
 from .interpolation import SCHEMES, dense_kernel
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "Dcls2_1d",
     "Dcls2d",
     "Dcls2dK1d",
+    "Dcls2dSame",
     "Dcls3_1d",
     "Dcls3d",
     "DclsNd",

@@ -9,7 +9,8 @@ import math
 from typing import Any
 
 import torch
-from timm.layers import register_notrace_module, to_ntuple
+from timm.layers import Conv2dSame, register_notrace_module, to_ntuple
+from timm.layers.conv2d_same import conv2d_same
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
@@ -171,6 +172,8 @@ class DclsNd(_ConvNd):
     @torch.no_grad()
     def fuse(self) -> _ConvNd:
         """The equivalent plain ``nn.ConvNd`` (the protocol of ``timm.utils.model.reparameterize_model``)."""
+        # timm's Conv2dSame does not take a padding_mode
+        mode = {} if self.padding_mode == "zeros" else {"padding_mode": self.padding_mode}
         conv = self.dense_class(
             self.in_channels,
             self.out_channels,
@@ -180,7 +183,7 @@ class DclsNd(_ConvNd):
             self.dilation,
             groups=self.groups,
             bias=self.bias is not None,
-            padding_mode=self.padding_mode,
+            **mode,
             device="meta",
         ).train(self.training)
         conv.weight = nn.Parameter(self.kernel(), requires_grad=self.weight.requires_grad)
@@ -240,6 +243,18 @@ class Dcls2d(DclsNd, nn.Conv2d):
 
     dense_class = nn.Conv2d
     learned_axes = 2
+
+
+@register_notrace_module
+class Dcls2dSame(Dcls2d):
+    """``Dcls2d`` for timm's ``Conv2dSame``: TensorFlow's padding, which depends on the size of the input."""
+
+    dense_class = Conv2dSame
+
+    def _conv_forward(
+        self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        return conv2d_same(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 @register_notrace_module

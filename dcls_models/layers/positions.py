@@ -69,10 +69,22 @@ def share_positions(holder: Holder, layers: Sequence["DclsNd"]) -> None:
         ValueError: If a layer is outside the holder or does not fit the first, or the holder already
             has something of that name.
     """
-    first, inside = layers[0], set(holder.modules())
+    inside = set(holder.modules())
     for layer in layers:
         if layer not in inside:
             raise ValueError(f"{layer} is not inside the module that is to hold its positions")
+    check_shareable(holder, layers)
+    first = layers[0]
+    positions, sigma = first.positions, first.sigma
+    for layer in layers:
+        layer.read_from(holder)
+    hold(holder, positions, sigma, first.dilated_kernel_size)
+
+
+def check_shareable(holder: nn.Module, layers: Sequence["DclsNd"]) -> None:
+    """Raises what ``share_positions`` would, also before the layers are inside the holder."""
+    for layer in layers:
+        first = layers[0]
         if (layer.version, layer.dilated_kernel_size, layer.weight.shape) != (
             first.version,
             first.dilated_kernel_size,
@@ -82,12 +94,8 @@ def share_positions(holder: Holder, layers: Sequence["DclsNd"]) -> None:
                 f"layers that share positions must have one version, kernel size and shape, got {first} "
                 f"and {layer}; share them over smaller containers, or not at all"
             )
-    if hasattr(holder, "positions"):
+    if layers and hasattr(holder, "positions"):
         raise ValueError(f"{type(holder).__name__} already has an attribute 'positions'")
-    positions, sigma = first.positions, first.sigma
-    for layer in layers:
-        layer.read_from(holder)
-    hold(holder, positions, sigma, first.dilated_kernel_size)
 
 
 def inside(positions: torch.Tensor, size: Sequence[int]) -> list[torch.Tensor]:

@@ -9,25 +9,11 @@ from timm.models.fastvit import FastVit, RepConditionalPosEnc, checkpoint_filter
 from torch import nn
 
 from ..dclsify import dclsify
-from ..layers import DclsNd
 from ._build import AUDIO_CFG, PositionsInTimm, authors, build, spectrogram_stem
-
-
-class RepConditionalPosEncDcls(RepConditionalPosEnc):
-    """timm's positional encoding, which re-parameterizes itself from a dense kernel of any size."""
-
-    def reparameterize(self) -> None:
-        """Fuses the learned spacings first: timm reads ``pos_enc.weight`` as dense."""
-        learned = self.get_submodule("pos_enc")
-        if isinstance(learned, DclsNd):
-            self.pos_enc = learned.fuse()
-            self.spatial_shape = learned.kernel_size
-        super().reparameterize()
-
 
 ATTENTION_LAST: dict[str, Any] = {
     "token_mixers": ("repmixer", "repmixer", "repmixer", "attention"),
-    "pos_embs": (None, None, None, partial(RepConditionalPosEncDcls, spatial_shape=(7, 7))),
+    "pos_embs": (None, None, None, partial(RepConditionalPosEnc, spatial_shape=(7, 7))),
 }
 
 
