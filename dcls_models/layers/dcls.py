@@ -144,15 +144,26 @@ class DclsNd(_ConvNd):
 
     def kernel(self) -> torch.Tensor:
         """The dense kernel, ``(out_channels, in_channels // groups, *kernel_size)``, differentiable."""
-        holder = self.holder()
-        positions = holder.positions
-        if holder.positions_kept_at is None:
-            positions = inside(positions, self.dilated_kernel_size)
+        return self._kernel(self.positions, self.sigma)
+
+    def _kernel(self, positions: torch.Tensor, sigma: torch.Tensor | None) -> torch.Tensor:
         size, offset = self.dilated_kernel_size, self.sigma_offset
-        kernel = dense_kernel(self.weight, positions, holder.sigma, size, self.version, offset)
+        rows = inside(positions, size) if self.holder().positions_kept_at is None else positions
+        kernel = dense_kernel(self.weight, rows, sigma, size, self.version, offset)
         return kernel.reshape(self.out_channels, self.in_channels // self.groups, *self.kernel_size)
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Shows shared positions to an FX tracer, which keeps only the parameters that it sees used."""
+        if self._shared is not None and len(args) == 1 and isinstance(args[0], torch.fx.Proxy):
+            args = (*args, self.positions, self.sigma)
+        return super().__call__(*args, **kwargs)
+
+    def forward(
+        self,
+        input: torch.Tensor,
+        positions: torch.Tensor | None = None,
+        sigma: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Convolves ``input`` ``(N, in_channels, *spatial)`` with the kernel, as ``nn.ConvNd`` does."""
         if torch.jit.is_scripting():
             assert not self.training, (
@@ -162,7 +173,9 @@ class DclsNd(_ConvNd):
         else:
             if self.training and not torch.compiler.is_compiling():  # there, the optimizer's hook does it
                 project_(self.holder())
-            return self._conv_forward(input, self.kernel(), self.bias)
+            if positions is None:
+                positions, sigma = self.positions, self.sigma
+            return self._conv_forward(input, self._kernel(positions, sigma), self.bias)
 
     def __prepare_scriptable__(self) -> "DclsNd":
         """``torch.jit.script`` cannot reach a holder: it gets the kernel as it is now."""
