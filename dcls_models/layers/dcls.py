@@ -21,6 +21,15 @@ torch.fx.wrap("dense_kernel")
 torch.fx.wrap("inside")
 
 
+def _sizes(size: int | tuple[int, ...], axes: int, name: str) -> tuple[int, ...]:
+    sizes: tuple[int, ...] = to_ntuple(axes)(size)
+    if len(sizes) != axes or not all(isinstance(k, int) and k >= 1 for k in sizes):
+        raise ValueError(
+            f"{name} must be a whole number of at least 1, one for each of {axes} axes, got {size}"
+        )
+    return sizes
+
+
 class DclsNd(_ConvNd):
     """What all the layers share: parameters, kernel construction, loading and fusing.
 
@@ -82,10 +91,8 @@ class DclsNd(_ConvNd):
             raise ValueError(f"version must be one of {', '.join(SCHEMES)}, got {version=}")
         if not isinstance(kernel_count, int) or kernel_count < 1:
             raise ValueError(f"kernel_count must be a whole number of at least 1, got {kernel_count=}")
-        learned_size = to_ntuple(self.learned_axes)(dilated_kernel_size)
+        learned_size = _sizes(dilated_kernel_size, self.learned_axes, "dilated_kernel_size")
         kernel_size = kernel_size or (*dense_kernel_size, *learned_size)
-        if not all(isinstance(k, int) and k >= 1 for k in kernel_size):
-            raise ValueError(f"kernel sizes must be whole numbers of at least 1, got {kernel_size}")
         conv_args: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation}
         conv_args |= {"groups": groups, "bias": bias, "padding_mode": padding_mode}
         # on meta, because nn.ConvNd would make and fill a dense weight
@@ -230,7 +237,7 @@ class DclsNd(_ConvNd):
             state |= {
                 "_parameters": {**self._parameters, **own},
                 "_shared": None,
-                "positions_kept_at": None,
+                "positions_kept_at": self._shared[0].positions_kept_at,
             }
         new = self.__class__.__new__(self.__class__)
         memo[id(self)] = new
@@ -314,7 +321,7 @@ class _DclsN_1d(DclsNd):  # noqa: N801 (N and 1 are the authors' naming)
             dilation,
             device,
             dtype,
-            dense_kernel_size=to_ntuple(self.dense_axes)(dense_kernel_size),
+            dense_kernel_size=_sizes(dense_kernel_size, self.dense_axes, "dense_kernel_size"),
         )
 
     dense_axes: int
@@ -377,7 +384,7 @@ class Dcls2dK1d(DclsNd, nn.Conv2d):
     ) -> None:
         if flat_dim not in (0, 1):
             raise ValueError(f"flat_dim must be 0 (a column) or 1 (a row), got {flat_dim=}")
-        (k,) = to_ntuple(1)(dilated_kernel_size)
+        (k,) = _sizes(dilated_kernel_size, 1, "dilated_kernel_size")
         super().__init__(
             in_channels,
             out_channels,

@@ -111,15 +111,23 @@ def inside(positions: torch.Tensor, size: Sequence[int]) -> list[torch.Tensor]:
 def project_(holder: Holder) -> None:
     """Clamps the stored positions, unless they are as a checkpoint brought them."""
     if holder.positions_kept_at is not None:
-        if holder.positions_kept_at == holder.positions._version:
+        kept, now = holder.positions_kept_at, _state_of(holder.positions)
+        if kept[0] != now[0]:  # the holder was copied: another tensor, with a history of its own
+            holder.positions_kept_at = kept = now
+        if kept == now:
             return
         holder.positions_kept_at = None
     size, stored = holder.positions_size, holder.positions.data
     if len(set(size)) == 1:
         stored.clamp_(-(size[0] // 2), size[0] // 2)
     else:
-        for row, k in zip(stored, size, strict=True):
-            row.clamp_(-(k // 2), k // 2)
+        for axis, k in enumerate(size):
+            stored[axis].clamp_(-(k // 2), k // 2)
+
+
+def _state_of(tensor: torch.Tensor) -> tuple[int, int]:
+    """Differs from an earlier value when the tensor is another one or was written to."""
+    return id(tensor), 0 if tensor.is_inference() else tensor._version
 
 
 def translate_reference_keys(holder: Holder, state_dict: dict[str, Any], prefix: str) -> None:
@@ -188,7 +196,7 @@ def _keep_loaded_outside(module: Holder, incompatible_keys: Any) -> None:
     size = module.positions_size
     outside = sum(int((row.abs() > k // 2).sum()) for row, k in zip(positions, size, strict=True))
     if outside:
-        module.positions_kept_at = positions._version
+        module.positions_kept_at = _state_of(positions)
         _logger.warning(
             "%d of %d loaded positions of %s lie outside the kernel; they are kept until training "
             "changes them",
