@@ -1,0 +1,64 @@
+"""One way to a model: a timm name, a folder, a Hub id, or a checkpoint of this project's trainer."""
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from .checkpoint import CheckpointError
+
+
+def load_model(name: str | None = None, checkpoint: str | Path | None = None, **kwargs: Any) -> nn.Module:
+    """Creates a model with its weights, in eval mode.
+
+    Args:
+        name: A timm name (``convnext_dcls_tiny``), a folder (``local-dir:FOLDER``) or a Hub id
+            (``hf-hub:USER/NAME``), all with their pretrained weights; not needed with a checkpoint.
+        checkpoint: A checkpoint of ``python -m train``, which knows its model.
+        **kwargs: More arguments for ``timm.create_model``.
+
+    Returns:
+        The model. ``pretrained_cfg`` holds what its preprocessing needs, and ``label_names`` if they are
+        known.
+
+    Raises:
+        CheckpointError: If the checkpoint is not one of the trainer's, or is for another model than ``name``.
+        ValueError: If neither is given.
+    """
+    if checkpoint is not None:
+        return _from_trainer(Path(checkpoint), name, **kwargs).eval()
+    if name is None:
+        raise ValueError("give the name of a model, or a checkpoint")
+    return timm.create_model(name, pretrained=True, **kwargs).eval()
+
+
+def _from_trainer(path: Path, name: str | None, **kwargs: Any) -> nn.Module:
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        run, data = checkpoint["hyper_parameters"], checkpoint["datamodule_hyper_parameters"]
+        weights = {
+            k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k[:6] == "model."
+        }
+    except FileNotFoundError as error:
+        raise CheckpointError(f"there is no checkpoint {path}") from error
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} is not a checkpoint of python -m train ({type(error).__name__}: {error}); files of the "
+            'authors load with timm.create_model(NAME, pretrained=True, pretrained_cfg_overlay={"file": PATH})'
+        ) from error
+    if name is not None and name != run["name"]:
+        raise CheckpointError(f"{path} holds a {run['name']}, not a {name}")
+    preprocessing = {k: data[k] for k in ("mean", "std", "interpolation", "crop_pct")}
+    side = data["img_size"]
+    cfg = {**preprocessing, "input_size": (3, side, side), "num_classes": run["num_classes"]}
+    cfg["label_names"] = run["class_names"]
+    model = timm.create_model(
+        run["name"],
+        pretrained_cfg_overlay=cfg,
+        num_classes=run["num_classes"],
+        **{**(run["model_kwargs"] or {}), **kwargs},
+    )
+    model.load_state_dict(weights)
+    return model

@@ -1,0 +1,91 @@
+"""What training needs to know about the positions: optimizer groups and the repulsive loss."""
+
+from typing import Any
+
+import timm.optim
+import torch
+from torch import nn
+
+from .layers import DclsNd
+
+ParamGroup = dict[str, Any]
+
+
+def param_groups(
+    model: nn.Module,
+    lr: float,
+    weight_decay: float = 0.05,
+    positions_lr_scale: float = 5.0,
+    layer_decay: float | None = None,
+) -> list[ParamGroup]:
+    """Optimizer groups as the authors train: positions (and sigma) apart, faster and never decayed.
+
+    Args:
+        model: Any model, with DCLS layers or without.
+        lr: Base learning rate, for a schedule to start from.
+        weight_decay: For the parameters that decay: all but biases, norms and what the model excludes.
+        positions_lr_scale: Factor on the learning rate of positions and sigma.
+        layer_decay: Factor per layer, counted from the head; it multiplies with ``positions_lr_scale``.
+
+    Returns:
+        Groups for a torch or timm optimizer, each with ``name``, ``params``, ``lr``, ``lr_scale`` (which
+        timm's schedulers apply) and ``weight_decay``; every trainable parameter is in exactly one.
+    """
+    skip = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
+    if layer_decay is None:
+        base = timm.optim.param_groups_weight_decay(model, weight_decay, no_weight_decay_list=skip)
+    else:
+        base = timm.optim.param_groups_layer_decay(
+            model, weight_decay, no_weight_decay_list=skip, layer_decay=layer_decay
+        )
+    spacings = {id(p) for holder in holders(model) for p in (holder.positions, holder.sigma)}
+    groups = []
+    for group in base:
+        scale, decay = group.get("lr_scale", 1.0), group["weight_decay"]
+        plain = [p for p in group["params"] if id(p) not in spacings]
+        learned = [p for p in group["params"] if id(p) in spacings]
+        groups.append(_group("decay" if decay else "no_decay", plain, lr, scale, decay))
+        groups.append(_group("positions", learned, lr, scale * positions_lr_scale, 0.0))
+    groups = [group for group in groups if group["params"]]
+    grouped = [id(p) for group in groups for p in group["params"]]
+    trainable = [id(p) for p in model.parameters() if p.requires_grad]
+    if sorted(grouped) != sorted(trainable):
+        raise ValueError(f"{len(grouped)} parameters are in groups, {len(trainable)} are trainable")
+    return groups
+
+
+def _group(name: str, params: list[nn.Parameter], lr: float, scale: float, decay: float) -> ParamGroup:
+    return {"name": name, "params": params, "lr": lr * scale, "lr_scale": scale, "weight_decay": decay}
+
+
+def holders(model: nn.Module) -> list[Any]:
+    """The modules that register positions, each once, in the order of the model."""
+    return list(dict.fromkeys(m.holder() for m in model.modules() if isinstance(m, DclsNd)))
+
+
+def repulsion(model: nn.Module) -> torch.Tensor:
+    """How much the elements of a kernel crowd each other; the authors add its square to the loss.
+
+    The mean over position tensors of ``2 / (n (n - 1) out in) * sum relu(1 - distance)``, over all pairs of
+    elements of a kernel (Khalfaoui-Hassani et al. 2021, arXiv:2112.03740); coincident elements do not push.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: If the model has no DCLS layer of two elements or more.
+    """
+    terms = [_crowding(h.positions.flatten(1, -2)) for h in holders(model) if h.positions.shape[-1] > 1]
+    if not terms:
+        raise ValueError(f"{type(model).__name__} has no DCLS layer of two elements or more")
+    return torch.stack(terms).mean()
+
+
+def _crowding(positions: torch.Tensor) -> torch.Tensor:
+    """Of positions ``(axes, r, n)``, r kernels of n elements."""
+    n = positions.shape[-1]
+    i, j = torch.triu_indices(n, n, 1, device=positions.device)
+    squared = (positions[..., i] - positions[..., j]).square().sum(0)  # r pairs
+    apart = squared > 0
+    distance = torch.where(apart, squared, 1).sqrt() * apart
+    return (1 - distance).relu().mean()

@@ -1,0 +1,1 @@
+"""Sharing models, run from a checkout: ``python -m hub export --checkpoint FILE --out FOLDER``."""
