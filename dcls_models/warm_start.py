@@ -95,7 +95,7 @@ def warm_start(
 
     fitted = _logits(model, image)
     for holder, names in shared.items():
-        if layers[names[0]].version in ("v1", "max"):
+        if jitter and layers[names[0]].version in ("v1", "max"):
             _jitter(holder, jitter)
     report = WarmStart(residuals, _change(exact, fitted), _change(fitted, _logits(model, image)))
     worst = max(residuals, key=lambda name: residuals[name])
