@@ -38,9 +38,8 @@ def _from_trainer(path: Path, name: str | None, **kwargs: Any) -> nn.Module:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         run, data = checkpoint["hyper_parameters"], checkpoint["datamodule_hyper_parameters"]
-        weights = {
-            k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k[:6] == "model."
-        }
+        stored = checkpoint["state_dict"]
+        weights = {k.removeprefix("model."): v for k, v in stored.items() if k.startswith("model.")}
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no checkpoint {path}") from error
     except Exception as error:
@@ -53,7 +52,7 @@ def _from_trainer(path: Path, name: str | None, **kwargs: Any) -> nn.Module:
     preprocessing = {k: data[k] for k in ("mean", "std", "interpolation", "crop_pct")}
     side = data["img_size"]
     cfg = {**preprocessing, "input_size": (3, side, side), "num_classes": run["num_classes"]}
-    cfg["label_names"] = run["class_names"]
+    cfg |= {"label_names": run["class_names"], "pool_size": None}
     model = timm.create_model(
         run["name"],
         pretrained_cfg_overlay=cfg,

@@ -1,1 +1,1 @@
-"""Training with PyTorch Lightning, run from a checkout: ``python -m train fit --config configs/digits.yaml``."""
+"""Training with PyTorch Lightning, from a checkout: ``python -m train fit --config FILE``."""
