@@ -31,7 +31,7 @@ def param_groups(
         Groups for a torch or timm optimizer, each with ``name``, ``params``, ``lr``, ``lr_scale`` (which
         timm's schedulers apply) and ``weight_decay``; every trainable parameter is in exactly one.
     """
-    skip = getattr(model, "no_weight_decay", tuple)()
+    skip: Any = getattr(model, "no_weight_decay", tuple)()
     if layer_decay is None:
         base = timm.optim.param_groups_weight_decay(model, weight_decay, no_weight_decay_list=skip)
     else:

@@ -1,0 +1,42 @@
+# Every target wraps plain commands, which README.md gives as well.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+RUN = runs/demo
+
+.PHONY: setup demo test lint clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable ".[all,dev]"
+	@touch $@
+
+demo: setup
+	$(BIN)/python -m train.digits $(RUN)/digits
+	$(BIN)/python -m train fit --config configs/digits.yaml
+	$(BIN)/python -m hub export --checkpoint $(RUN)/checkpoints/last.ckpt --out $(RUN)
+	$(BIN)/python -m eval accuracy --model local-dir:$(RUN) --data $(RUN)/digits --output $(RUN)/results.json
+	$(BIN)/python -m eval kernels --model local-dir:$(RUN) --output $(RUN)/kernels.png
+	$(BIN)/python -m eval predict --model local-dir:$(RUN) --output $(RUN)/predictions.png $(RUN)/digits/val/*/*00.png
+	@echo
+	@echo "A ConvNeXt with learned spacings was trained on the digits of $(RUN)/digits, evaluated on held-out"
+	@echo "images, saved as safetensors, loaded again through timm and asked about single images. Look at:"
+	@echo "  $(RUN)/results.json       top-1 accuracy, with the command that measured it"
+	@echo "  $(RUN)/positions.png      where the elements of the kernels started and where they are now"
+	@echo "  $(RUN)/kernels.png        the kernels that they make"
+	@echo "  $(RUN)/predictions.png    what the model says of single images"
+	@echo "Next, in Python ($(BIN)/python): import timm, dcls_models;"
+	@echo "  timm.create_model(\"local-dir:$(RUN)\", pretrained=True)   or   timm.list_models(\"*dcls*\")"
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info
