@@ -49,8 +49,9 @@ def draw_kernels(model: nn.Module, path: Path, columns: int = 8) -> int:
 def _draw_kernel(axis: plt.Axes, kernel: torch.Tensor, positions: torch.Tensor) -> None:
     height, width = kernel.shape
     largest = kernel.abs().max().item()
-    axis.imshow(kernel, cmap="RdBu_r", vmin=-largest, vmax=largest)
-    axis.scatter(positions[1] + width // 2, positions[0] + height // 2, s=3, color="black")
+    axis.imshow(kernel.numpy(), cmap="RdBu_r", vmin=-largest, vmax=largest)
+    y, x = positions.tolist()
+    axis.scatter([p + width // 2 for p in x], [p + height // 2 for p in y], s=3, color="black")
 
 
 @torch.inference_mode()

@@ -120,9 +120,22 @@ def project_(holder: Holder) -> None:
     size, stored = holder.positions_size, holder.positions.data
     if len(set(size)) == 1:
         stored.clamp_(-(size[0] // 2), size[0] // 2)
+    elif hasattr(stored, "placements"):
+        _clamp_shard_(stored, size)
     else:
         for axis, k in enumerate(size):
             stored[axis].clamp_(-(k // 2), k // 2)
+
+
+def _clamp_shard_(stored: Any, size: Sequence[int]) -> None:
+    """Clamps what this process has of a distributed tensor (FSDP2), without asking the others."""
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh = stored.device_mesh
+    rows = [torch.full(stored.shape[1:], float(k // 2), device=mesh.device_type) for k in size]
+    limit = DTensor.from_local(torch.stack(rows), mesh, [Replicate()] * mesh.ndim, run_check=False)
+    local = limit.redistribute(placements=stored.placements).to_local()
+    stored.to_local().clamp_(-local, local)
 
 
 def _state_of(tensor: torch.Tensor) -> tuple[int, int]:
