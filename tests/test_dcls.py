@@ -1,4 +1,5 @@
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -452,6 +453,7 @@ def test_jit_script_leaves_the_model_as_it_was(version, tmp_path):
     assert [(name, type(module), id(module)) for name, module in model.named_modules()] == modules
     assert model.state_dict().keys() == state.keys()
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert b"_scripted_kernel" not in pickle.dumps(model)  # a copy takes no stale kernel along
 
 
 @deprecated_but_used
