@@ -120,7 +120,7 @@ def project_(holder: Holder) -> None:
     size, stored = holder.positions_size, holder.positions.data
     if len(set(size)) == 1:
         stored.clamp_(-(size[0] // 2), size[0] // 2)
-    elif hasattr(stored, "placements"):
+    elif isinstance(stored, torch.Tensor) and hasattr(stored, "placements"):  # an FX proxy has any name
         _clamp_shard_(stored, size)
     else:
         for axis, k in enumerate(size):
