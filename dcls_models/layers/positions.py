@@ -132,7 +132,8 @@ def _clamp_shard_(stored: Any, size: Sequence[int]) -> None:
     from torch.distributed.tensor import DTensor, Replicate
 
     mesh = stored.device_mesh
-    rows = [torch.full(stored.shape[1:], float(k // 2), device=mesh.device_type) for k in size]
+    like = {"dtype": stored.dtype, "device": stored.device}
+    rows = [torch.full(stored.shape[1:], float(k // 2), **like) for k in size]
     limit = DTensor.from_local(torch.stack(rows), mesh, [Replicate()] * mesh.ndim, run_check=False)
     local = limit.redistribute(placements=stored.placements).to_local()
     stored.to_local().clamp_(-local, local)
