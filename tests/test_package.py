@@ -1,0 +1,262 @@
+"""What is shipped, who imports whom, and that what the documentation shows runs."""
+
+import ast
+import graphlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from email.parser import Parser
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = ("train", "eval", "hub")
+HEAVY = {"pytorch_lightning", "lightning", "jsonargparse", "matplotlib", "sklearn", "torchmetrics"}
+
+# What each part of the library may import of the library. Files that are not named may import all of it.
+MAY_IMPORT = {
+    "dcls_models.layers": {"dcls_models.layers"},
+    "dcls_models.warm_start": {"dcls_models.layers"},
+    "dcls_models.dclsify": {"dcls_models.layers", "dcls_models.warm_start"},
+    "dcls_models.checkpoint": {"dcls_models.layers"},
+    "dcls_models.models": {
+        "dcls_models.layers",
+        "dcls_models.dclsify",
+        "dcls_models.checkpoint",
+        "dcls_models.models",
+    },
+}
+
+
+def modules(folder: str) -> dict[str, Path]:
+    """Dotted names and files of all modules below a folder of the repository."""
+    found = {}
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def statements(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    """All imports, also inside functions, but not those for type checkers only."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(child, ast.Import | ast.ImportFrom):
+            yield child
+        yield from statements(child)
+
+
+def imports(name: str, path: Path, known: dict[str, Path]) -> set[str]:
+    """Dotted names that a module imports; ``from a import b`` is ``a.b`` where that is a module."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    found = set()
+    for statement in statements(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(statement, ast.Import):
+            found |= {alias.name for alias in statement.names}
+            continue
+        base = statement.module or ""
+        if statement.level:
+            above = package.split(".")[: len(package.split(".")) - statement.level + 1]
+            base = ".".join([*above, *([base] if base else [])])
+        for alias in statement.names:
+            whole = f"{base}.{alias.name}"
+            found.add(whole if whole in known else base)
+    return found
+
+
+LIBRARY = modules("dcls_models")
+
+
+def within(name: str, packages: set[str]) -> bool:
+    return any(name == package or name.startswith(package + ".") for package in packages)
+
+
+class TestImports:
+    @pytest.mark.parametrize("name", LIBRARY)
+    def test_the_library_imports_downwards(self, name: str) -> None:
+        allowed = next((may for part, may in MAY_IMPORT.items() if within(name, {part})), {"dcls_models"})
+        ours = {i for i in imports(name, LIBRARY[name], LIBRARY) if within(i, {"dcls_models"})}
+        assert {i for i in ours if not within(i, allowed)} == set()
+
+    def test_rules_name_parts_that_exist(self) -> None:
+        assert MAY_IMPORT.keys() <= LIBRARY.keys()
+
+    def test_nothing_imports_in_a_circle(self) -> None:
+        graph = {name: imports(name, path, LIBRARY) & LIBRARY.keys() for name, path in LIBRARY.items()}
+        assert graph["dcls_models.dclsify"] == {
+            "dcls_models.layers",
+            "dcls_models.layers.positions",
+            "dcls_models.warm_start",
+        }
+        graphlib.TopologicalSorter(graph).prepare()
+
+    @pytest.mark.parametrize("name", LIBRARY)
+    def test_the_library_needs_torch_and_timm_only(self, name: str) -> None:
+        roots = {i.partition(".")[0] for i in imports(name, LIBRARY[name], LIBRARY)}
+        assert roots - set(sys.stdlib_module_names) <= {"torch", "timm", "dcls_models"}
+
+    @pytest.mark.parametrize("folder", FOLDERS)
+    def test_the_folders_of_a_checkout_never_import_each_other(self, folder: str) -> None:
+        found = modules(folder)
+        assert found
+        roots = {i.partition(".")[0] for name, path in found.items() for i in imports(name, path, found)}
+        assert not roots & (set(FOLDERS) - {folder})
+        assert not roots & {"tests", "lightning"}
+        assert "dcls_models" in roots
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the source distribution and the wheel that is built from it."""
+    folder = tmp_path_factory.mktemp("package")
+    made = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "runs")
+    shutil.copytree(ROOT, folder / "source", ignore=made)  # because setuptools writes beside the sources
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder / "dist")]
+    done = subprocess.run([*command, str(folder / "source")], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folder / "dist"
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> Path:
+    (path,) = built.glob("*.whl")
+    return path
+
+
+class TestDistributions:
+    def test_wheel_contains_the_library_and_nothing_else(self, wheel: Path) -> None:
+        names = {n for n in zipfile.ZipFile(wheel).namelist() if not n.endswith("/")}
+        shipped = {n for n in names if not PurePosixPath(n).parts[0].endswith(".dist-info")}
+        sources = {p.relative_to(ROOT).as_posix() for p in LIBRARY.values()}
+        assert shipped == {*sources, "dcls_models/py.typed"}
+        assert any(n.endswith(".dist-info/licenses/LICENSE") for n in names)
+
+    def test_wheel_runs_everywhere(self, wheel: Path) -> None:
+        assert wheel.name.endswith("-py3-none-any.whl")
+
+    def test_metadata(self, wheel: Path) -> None:
+        archive = zipfile.ZipFile(wheel)
+        (name,) = [n for n in archive.namelist() if n.endswith(".dist-info/METADATA")]
+        metadata = Parser().parsestr(archive.read(name).decode())
+        assert metadata["Requires-Python"] == ">=3.10"
+        assert metadata["License-Expression"] == "MIT"
+        needs = [n for n in metadata.get_all("Requires-Dist") if "extra ==" not in n]
+        assert sorted(re.split(r"[<>=!~ ]", n)[0] for n in needs) == ["timm", "torch"]
+        assert set(metadata.get_all("Provides-Extra")) == {"train", "eval", "hub", "all", "dev"}
+        assert "DCLS" in metadata.get_payload()
+
+    def test_source_distribution(self, built: Path) -> None:
+        (path,) = built.glob("*.tar.gz")
+        with tarfile.open(path) as archive:
+            names = {n.partition("/")[2] for n in archive.getnames()}
+        assert {"LICENSE", "README.md", "pyproject.toml", "dcls_models/py.typed"} <= names
+        assert {p.relative_to(ROOT).as_posix() for p in LIBRARY.values()} <= names
+        assert not [n for n in names if n.startswith(("runs", "."))]
+
+
+USE_THE_WHEEL = """
+import contextlib, importlib.metadata, io, json, sys, warnings
+import timm, torch
+
+before, said = set(sys.modules), io.StringIO()
+with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), warnings.catch_warnings():
+    warnings.simplefilter("error")
+    import dcls_models
+model = timm.create_model("test_convnext_dcls", num_classes=7).eval()
+with torch.no_grad():
+    shape = list(model(torch.randn(2, 3, 64, 64)).shape)
+result = {
+    "file": dcls_models.__file__,
+    "version": dcls_models.__version__,
+    "metadata": importlib.metadata.version("dcls_models"),
+    "said": said.getvalue(),
+    "imported": sorted({name.partition(".")[0] for name in set(sys.modules) - before}),
+    "all": sorted({name.partition(".")[0] for name in sys.modules}),
+    "exported": [hasattr(dcls_models, name) for name in dcls_models.__all__],
+    "models": len(timm.list_models("*dcls*")),
+    "shape": shape,
+}
+json.dump(result, open(sys.argv[1], "w"))
+"""
+
+
+@pytest.fixture(scope="module")
+def used(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """What a process finds that has the wheel, installed in a folder, and no checkout."""
+    folder = tmp_path_factory.mktemp("installed")
+    target, elsewhere = folder / "target", folder / "elsewhere"
+    elsewhere.mkdir()
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
+    subprocess.run([*pip, "--target", str(target), str(wheel)], check=True, timeout=120)
+    environment = {**os.environ, "PYTHONPATH": str(target)}
+    command = [sys.executable, "-c", USE_THE_WHEEL, str(folder / "result.json")]
+    subprocess.run(command, check=True, timeout=120, cwd=elsewhere, env=environment)
+    return {"target": str(target), **json.loads((folder / "result.json").read_text())}
+
+
+class TestInstalled:
+    def test_it_is_the_wheel_that_is_used(self, used: dict[str, str]) -> None:
+        assert Path(used["target"]) in Path(used["file"]).parents
+
+    def test_a_model_works(self, used: dict[str, object]) -> None:
+        assert used["shape"] == [2, 7]
+        assert used["exported"]
+        assert all(used["exported"])  # type: ignore[arg-type]
+
+    def test_all_models_are_there(self, used: dict[str, object]) -> None:
+        import timm
+
+        import dcls_models  # noqa: F401
+
+        assert used["models"] == len(timm.list_models("*dcls*"))
+
+    def test_version(self, used: dict[str, str]) -> None:
+        assert used["version"] == used["metadata"]
+        assert re.fullmatch(r"\d+\.\d+\.\d+", used["version"])
+
+    def test_importing_says_nothing(self, used: dict[str, str]) -> None:
+        assert used["said"] == ""
+
+    def test_importing_brings_in_nothing_heavy(self, used: dict[str, list[str]]) -> None:
+        assert "dcls_models" in used["imported"]
+        assert not HEAVY & set(used["all"])
+        assert not set(FOLDERS) & set(used["all"])
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "CONTRIBUTING.md"]
+BLOCK = re.compile(r"(?:<!-- not run: (?P<why>\S.*?) -->\n)?^```python\n(?P<code>.*?)^```$", re.M | re.S)
+
+
+def blocks(page: Path) -> list[tuple[int, str]]:
+    """Line and text of the Python blocks of a page that are to be run."""
+    text = page.read_text(encoding="utf-8")
+    found = [m for m in BLOCK.finditer(text) if not m["why"]]
+    return [(text.count("\n", 0, m.start("code")), m["code"]) for m in found]
+
+
+class TestDocumentation:
+    @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: p.name)
+    def test_python_blocks_run(self, page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """One after the other, as somebody would type them."""
+        monkeypatch.chdir(tmp_path)
+        names: dict[str, object] = {"__name__": "__main__"}
+        for line, code in blocks(page):
+            exec(compile("\n" * line + code, str(page), "exec"), names)
+
+    def test_the_readme_has_some(self) -> None:
+        assert len(blocks(ROOT / "README.md")) >= 2
+
+    @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+    def test_none_is_overlooked(self, page: Path) -> None:
+        """A fence that is indented or written otherwise would never be run."""
+        text = page.read_text(encoding="utf-8")
+        assert len(re.findall(r"```+\s*(?:py|python)", text)) == len(BLOCK.findall(text))
+        assert text.count("<!-- not run") == sum(bool(m["why"]) for m in BLOCK.finditer(text))
