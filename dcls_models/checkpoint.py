@@ -104,14 +104,18 @@ def allow_namespace() -> torch.serialization.safe_globals:
     return torch.serialization.safe_globals([argparse.Namespace])
 
 
-def convert(state_dict: StateDict, model: nn.Module, rename: Rename, head: str) -> StateDict:
+def convert(
+    state_dict: StateDict, model: nn.Module, rename: Rename, head: str, headless: bool = False
+) -> StateDict:
     """Turns a checkpoint of the authors into a state dict of ``model``; ours passes through, checked.
 
     Args:
         state_dict: As stored in the file, wrapped or not.
         model: The model that it is for.
         rename: timm's ``checkpoint_filter_fn`` of the family.
-        head: Name of the classifier, which may differ if the number of classes does.
+        head: Name of the classifier. It is loaded if the checkpoint has the model's number of classes, and
+            left to timm, which drops it, if the model was asked for another number than was released.
+        headless: Whether the classifier does not matter, because only features are wanted.
 
     Returns:
         A state dict with exactly the model's keys (apart from the classifier).
@@ -125,6 +129,9 @@ def convert(state_dict: StateDict, model: nn.Module, rename: Rename, head: str) 
             break
     expected = model.state_dict()
     if not any(key in state_dict for key in expected if key.endswith("positions")):
+        if model.num_classes == 0:  # timm's rename looks for a place for every key
+            top = head.split(".")[0]
+            state_dict = {k: v for k, v in state_dict.items() if not k.startswith(f"{top}.")}
         try:
             state_dict = _rename(state_dict, model, rename)
             for name, module in model.named_modules():
@@ -132,7 +139,15 @@ def convert(state_dict: StateDict, model: nn.Module, rename: Rename, head: str) 
                     translate_reference_keys(module, state_dict, f"{name}." if name else "")
         except ValueError as error:
             raise CheckpointError(str(error)) from error
-    _check(state_dict, expected, model, head)
+    cfg = getattr(model, "pretrained_cfg", {})
+    of_head = {k for k in expected.keys() | state_dict.keys() if k.startswith(f"{head}.")}
+    if all(k in expected and k in state_dict and expected[k].shape == state_dict[k].shape for k in of_head):
+        cfg["num_classes"] = model.num_classes  # timm would drop a head of another size than was released
+    elif headless or model.num_classes != cfg["num_classes"]:
+        expected = {k: v for k, v in expected.items() if k not in of_head}
+        _check({k: v for k, v in state_dict.items() if k not in of_head}, expected, cfg)
+        return state_dict
+    _check(state_dict, expected, cfg)
     return state_dict
 
 
@@ -155,9 +170,7 @@ def _rename(state_dict: StateDict, model: nn.Module, rename: Rename) -> StateDic
     return renamed
 
 
-def _check(state_dict: StateDict, expected: StateDict, model: nn.Module, head: str) -> None:
-    cfg = getattr(model, "pretrained_cfg", {})
-    other_head = getattr(model, "num_classes", None) != cfg.get("num_classes")
+def _check(state_dict: StateDict, expected: StateDict, cfg: dict[str, Any]) -> None:
     first_conv = cfg.get("first_conv") or ()
     adapted = {f"{name}.weight" for name in ([first_conv] if isinstance(first_conv, str) else first_conv)}
 
@@ -165,20 +178,17 @@ def _check(state_dict: StateDict, expected: StateDict, model: nn.Module, head: s
         ours, theirs = expected[key].shape, state_dict[key].shape
         return ours == theirs or (key in adapted and ours[0] == theirs[0] and ours[2:] == theirs[2:])
 
-    relevant = [
-        k for k in expected.keys() | state_dict.keys() if not (other_head and k.startswith(head + "."))
-    ]
-    missing = sorted(k for k in relevant if k not in state_dict)
-    extra = sorted(k for k in relevant if k not in expected)
-    wrong = sorted(k for k in relevant if k in expected and k in state_dict and not fits(k))
+    missing = sorted(expected.keys() - state_dict.keys())
+    extra = sorted(state_dict.keys() - expected.keys())
+    wrong = sorted(k for k in expected.keys() & state_dict.keys() if not fits(k))
     if missing or extra or wrong:
         shapes = [f"{k} {tuple(state_dict[k].shape)} instead of {tuple(expected[k].shape)}" for k in wrong]
         lists = {"missing": missing, "not expected": extra, "of another shape": shapes}
         found = "; ".join(f"{len(v)} {k} ({_some(v)})" for k, v in lists.items() if v)
         raise CheckpointError(
-            f"the checkpoint does not fit {cfg.get('architecture', type(model).__name__)}: {found}. "
-            "Create the model that it was made from, with its depths, dims, kernel_count, "
-            "dilated_kernel_size and version"
+            f"the checkpoint does not fit {cfg.get('architecture', 'the model')}: {found}. Create the model "
+            "that it was made from, with its num_classes, depths, dims, kernel_count, dilated_kernel_size "
+            "and version"
         )
 
 

@@ -68,7 +68,9 @@ def build(
             model_class,
             variant,
             pretrained,
-            pretrained_filter_fn=partial(convert, rename=rename, head=head),
+            pretrained_filter_fn=partial(
+                convert, rename=rename, head=head, headless=bool(kwargs.get("features_only"))
+            ),
             **kwargs,
         )
 
