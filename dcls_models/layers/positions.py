@@ -18,6 +18,7 @@ as they are, so that the model computes what its authors' does, until something 
 import logging
 import weakref
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -79,6 +80,16 @@ def share_positions(holder: Holder, layers: Sequence["DclsNd"]) -> None:
     for layer in layers:
         layer.read_from(holder)
     hold(holder, positions, sigma, first.dilated_kernel_size)
+    holder.reparameterize = partial(_fuse_layers, holder)  # timm calls it before it fuses the layers
+
+
+def _fuse_layers(holder: Holder) -> None:
+    """Fuses the layers that share the positions of ``holder``, which then hold nothing for anybody."""
+    for parent in list(holder.modules()):
+        for name, layer in list(parent.named_children()):
+            if layer in _LAYERS and layer.holder() is holder:
+                setattr(parent, name, layer.fuse())
+    del holder.positions, holder.sigma
 
 
 def check_shareable(holder: nn.Module, layers: Sequence["DclsNd"]) -> None:

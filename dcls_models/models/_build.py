@@ -16,8 +16,6 @@ AUDIO_CFG = {
     "crop_pct": 1.0,
     "mean": (-18.2696,),
     "std": (30.5735,),
-    "paper_ids": "arXiv:2309.13972",
-    "origin_url": "https://zenodo.org/record/8370979",
 }
 
 

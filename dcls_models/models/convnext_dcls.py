@@ -95,7 +95,11 @@ default_cfgs = generate_default_cfgs(
         ),
         "convnext_dcls_large": _cfg(),
         "convnext_dcls_audio_tiny.dcls_as2m": _cfg(
-            **AUDIO_CFG, url="https://zenodo.org/record/8370979/files/convnext_dcls_audio_tiny.pth"
+            **AUDIO_CFG,
+            **authors(
+                "https://zenodo.org/record/8370979/files/convnext_dcls_audio_tiny.pth",
+                "arXiv:2309.13972",
+            ),
         ),
         "test_convnext_dcls": _cfg(input_size=(3, 160, 160), pool_size=(5, 5)),
     }

@@ -99,7 +99,10 @@ default_cfgs = generate_default_cfgs(
         "fastvit_dcls_audio_sa24.dcls_as2m": _cfg(
             **AUDIO_CFG,
             first_conv="stem",
-            url="https://zenodo.org/record/8370979/files/fastvit_dcls_audio_sa24.pth",
+            **authors(
+                "https://zenodo.org/record/8370979/files/fastvit_dcls_audio_sa24.pth",
+                "arXiv:2309.13972",
+            ),
         ),
         "test_fastvit_dcls": _cfg(input_size=(3, 160, 160), pool_size=(5, 5)),
     }

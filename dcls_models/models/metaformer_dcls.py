@@ -105,7 +105,11 @@ default_cfgs = generate_default_cfgs(
         "convformer_dcls_m36": _cfg(),
         "convformer_dcls_b36": _cfg(),
         "convformer_dcls_audio_s18.dcls_as2m": _cfg(
-            **AUDIO_CFG, url="https://zenodo.org/record/8370979/files/convformer_dcls_audio_s18.pth"
+            **AUDIO_CFG,
+            **authors(
+                "https://zenodo.org/record/8370979/files/convformer_dcls_audio_s18.pth",
+                "arXiv:2309.13972",
+            ),
         ),
         "caformer_dcls_s18.dcls_in1k": _cfg(
             **authors(
