@@ -176,6 +176,16 @@ def test_blocks_without_dcls_layers_still_fold() -> None:
     assert plain.stages[3].pos_emb.reparam_conv is not None
 
 
+def test_the_models_own_fuse_still_works() -> None:
+    model = dclsify(timm.create_model("repvit_m0_9", num_classes=5).eval(), kernel_count=3)
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model(image)
+        model.fuse()
+        torch.testing.assert_close(model(image), expected, atol=1e-4, rtol=1e-3)
+    assert not dcls_layers(model)
+
+
 def test_a_child_named_like_a_fusing_method_is_left_alone() -> None:
     class Neck(nn.Module):
         def __init__(self) -> None:

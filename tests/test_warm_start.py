@@ -16,7 +16,7 @@ from timm.models.metaformer import Attention, LayerNorm2dNoBias, LayerNormNoBias
 from timm.models.resnet import Bottleneck, ResNet
 from torch import nn
 
-from dcls_models import dclsify, warm_start
+from dcls_models import WarmStart, dclsify, warm_start
 from dcls_models.layers import SCHEMES, Dcls2_1d, Dcls2d, DclsNd
 
 CLASSES = 10
@@ -95,6 +95,11 @@ def assert_same_logits(a: nn.Module, b: nn.Module, image: torch.Tensor, toleranc
         ours, theirs = a(image), b(image)
     assert theirs.std() > 1e-2, "a test that would not notice anything"
     torch.testing.assert_close(ours, theirs, atol=tolerance * theirs.abs().max().item(), rtol=0)
+
+
+def warm_start_of(model: nn.Module, **spacings: object) -> WarmStart:
+    source = copy.deepcopy(model)
+    return warm_start(dclsify(model, version="v0", **spacings), source)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -216,6 +221,13 @@ class TestFewerElements:
             reported = sum(report.residuals[n] ** 2 * energy[n].sum() for n in layers)
             assert float(reported) == pytest.approx(lost.item(), rel=1e-5)
 
+    def test_elements_stay_where_the_dense_kernel_was_even_if_it_is_empty(self) -> None:
+        model = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, groups=4))
+        nn.init.zeros_(model[0].weight)
+        report = warm_start_of(model, kernel_count=5, dilated_kernel_size=17)
+        assert model[0].positions.abs().max() <= 1
+        assert report.residuals == {"0": 0.0}
+
     def test_loss_is_logged_as_a_warning(self, caplog: pytest.LogCaptureFixture) -> None:
         model, source = pair("test_convnext_dcls", kernel_count=34)
         with caplog.at_level(logging.INFO, "dcls_models"):
@@ -325,6 +337,15 @@ class TestPositionsMove:
         for moved in moved_by_training(model):  # axes n channels
             assert moved.median(-1).values.min() > 1e-3
             assert moved.gt(1e-4).float().mean() > 0.95
+
+    def test_widths_too(self) -> None:
+        """At exactly 0, ``|sigma|`` would have no gradient."""
+        model, source = pair("test_convnext_dcls", version="gauss")
+        warm_start(model, source, example_input=torch.randn(1, 3, 32, 32))
+        start = [h.sigma.detach().clone() for h in holders(model)]
+        moved_by_training(model)
+        for holder, sigma in zip(holders(model), start, strict=True):
+            assert holder.sigma.ne(sigma).float().mean() > 0.95
 
     @pytest.mark.parametrize("version", SCHEMES)
     def test_from_the_border(self, version: str) -> None:
@@ -470,6 +491,7 @@ class TestDclsifyDense:
         assert 0 <= after.shape[-1] - width <= more
         torch.testing.assert_close(after[..., :height, :width], before, atol=1e-5, rtol=1e-5)
 
+    @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
     @pytest.mark.parametrize(("old", "new"), [(3, 8), (3, 17), (4, 17), (4, 8), (2, 17), (5, 8)])
     def test_same_padding(self, old: int, new: int) -> None:
         model = nn.Sequential(nn.Conv2d(4, 6, old, padding="same", groups=2))
