@@ -1,7 +1,11 @@
 """The command line: Lightning's, with the data's classes linked to the model and one folder per run."""
 
 import logging
+import os
 from pathlib import Path
+
+# OpenMP's threads spin while they wait: with another busy process that costs a small machine a factor of ten
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
