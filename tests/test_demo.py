@@ -6,14 +6,15 @@ import json
 import pytest
 import timm
 import torch
+from PIL import Image
+from timm.data import create_transform, resolve_data_config
+
 from dcls_models import CheckpointError
 from dcls_models.layers import DclsNd
 from dcls_models.loading import load_model
 from eval.__main__ import main as eval_main
 from eval.images import image_folder
 from hub.__main__ import main as hub_main
-from PIL import Image
-from timm.data import create_transform, resolve_data_config
 from train.__main__ import main as train_main
 from train.data import ImageFolders
 from train.digits import write_digits

@@ -1,14 +1,15 @@
 from pathlib import Path
 
-import dcls_models  # noqa: F401
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import dcls_models  # noqa: F401
 from dcls_models.layers import Dcls2d
 from dcls_models.layers.positions import share_positions
 from dcls_models.optim import holders, param_groups, repulsion
-from safetensors.torch import load_file
-from torch import nn
 
 REFERENCE = Path(__file__).parent / "reference"
 
@@ -60,7 +61,7 @@ def test_a_model_without_dcls_has_no_group_of_positions():
 def layers_with(*positions):
     layers = nn.Sequential()
     for p in positions:
-        axes, out, ins, n = p.shape
+        _, out, ins, n = p.shape
         layer = Dcls2d(ins, out, n, dilated_kernel_size=17)
         layer.positions.data.copy_(p)
         layers.append(layer)
