@@ -9,11 +9,10 @@ import argparse
 import hashlib
 import logging
 import os
-import pickle
 from collections.abc import Callable
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import torch
 from timm.models import load_state_dict
@@ -27,6 +26,11 @@ _logger = logging.getLogger(__name__)
 
 StateDict = dict[str, Any]
 Rename = Callable[[StateDict, nn.Module], StateDict]
+
+_HINT = (
+    "Create the model that it was made from, with its num_classes, depths, dims, kernel_count, "
+    "dilated_kernel_size and version"
+)
 
 
 class CheckpointError(RuntimeError):
@@ -51,7 +55,7 @@ def fetch(url: str, cache_dir: str | Path | None = None) -> Path:
     """
     try:
         path = Path(download_cached_file(url, check_hash=False, cache_dir=cache_dir))
-    except (URLError, OSError) as error:
+    except (OSError, HTTPException, ValueError) as error:  # URLError is an OSError
         raise CheckpointError(
             f"cannot download {url} ({error}); try again later, or download it by hand and pass "
             'pretrained_cfg_overlay={"file": PATH}'
@@ -89,7 +93,7 @@ def read(path: str | Path) -> StateDict:
         state_dict = load_state_dict(str(path))
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no checkpoint {path}") from error
-    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # unpicklers raise anything when a file is damaged
         raise CheckpointError(
             f"{path} cannot be read as weights: it is truncated, no checkpoint, or holds objects other "
             f"than tensors (code is never run). Download it again. The reader says: {_line(error)}"
@@ -158,10 +162,13 @@ def _rename(state_dict: StateDict, model: nn.Module, rename: Rename) -> StateDic
         renamed = rename(dict(plain), model)
     except (KeyError, AttributeError, RuntimeError) as error:
         raise ValueError(
-            f"the checkpoint is not one of a {type(model).__name__} of this size: {error!r} has no "
-            "place in it"
+            f"the checkpoint is not one of a {type(model).__name__} of this size ({error!r}). {_HINT}"
         ) from error
     new_names = dict(zip(plain, renamed, strict=True)) if len(plain) == len(renamed) else {}
+    for old, new in new_names.items():  # timm reshapes what has the right number of elements
+        if plain[old].squeeze().shape != renamed[new].squeeze().shape:
+            theirs, ours = tuple(plain[old].shape), tuple(renamed[new].shape)
+            raise ValueError(f"{old} has the shape {theirs} instead of {ours}. {_HINT}")
     for key, value in state_dict.items():
         if key not in plain:
             base, kind = key.rsplit(".", 1)
@@ -171,12 +178,12 @@ def _rename(state_dict: StateDict, model: nn.Module, rename: Rename) -> StateDic
 
 
 def _check(state_dict: StateDict, expected: StateDict, cfg: dict[str, Any]) -> None:
-    first_conv = cfg.get("first_conv") or ()
+    first_conv, channels = cfg.get("first_conv") or (), cfg["input_size"][0]
     adapted = {f"{name}.weight" for name in ([first_conv] if isinstance(first_conv, str) else first_conv)}
 
     def fits(key: str) -> bool:
         ours, theirs = expected[key].shape, state_dict[key].shape
-        return ours == theirs or (key in adapted and ours[0] == theirs[0] and ours[2:] == theirs[2:])
+        return ours == theirs or (key in adapted and theirs == (ours[0], channels, *ours[2:]))
 
     missing = sorted(expected.keys() - state_dict.keys())
     extra = sorted(state_dict.keys() - expected.keys())
@@ -186,9 +193,7 @@ def _check(state_dict: StateDict, expected: StateDict, cfg: dict[str, Any]) -> N
         lists = {"missing": missing, "not expected": extra, "of another shape": shapes}
         found = "; ".join(f"{len(v)} {k} ({_some(v)})" for k, v in lists.items() if v)
         raise CheckpointError(
-            f"the checkpoint does not fit {cfg.get('architecture', 'the model')}: {found}. Create the model "
-            "that it was made from, with its num_classes, depths, dims, kernel_count, dilated_kernel_size "
-            "and version"
+            f"the checkpoint does not fit {cfg.get('architecture', 'the model')}: {found}. {_HINT}"
         )
 
 

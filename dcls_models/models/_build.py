@@ -7,7 +7,7 @@ from timm.models import build_model_with_cfg
 from timm.models._builder import resolve_pretrained_cfg
 from torch import nn
 
-from ..checkpoint import Rename, allow_namespace, convert, fetch, read
+from ..checkpoint import CheckpointError, Rename, allow_namespace, convert, fetch, read
 
 AUDIO_CFG = {
     "num_classes": 527,
@@ -51,6 +51,7 @@ def build(
     Raises:
         CheckpointError: If the weights cannot be loaded completely.
     """
+    source = ""
     if pretrained:
         cfg = resolve_pretrained_cfg(
             variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay")
@@ -59,18 +60,21 @@ def build(
             pass  # a folder, the Hub or tensors: timm reads those
         elif cfg.file:
             read(cfg.file)
+            source = f"{cfg.file}: "
         elif cfg.url and not cfg.hf_hub_id:
-            fetch(str(cfg.url), kwargs.get("cache_dir"))
-    with allow_namespace():
-        return build_model_with_cfg(
-            model_class,
-            variant,
-            pretrained,
-            pretrained_filter_fn=partial(
-                convert, rename=rename, head=head, headless=bool(kwargs.get("features_only"))
-            ),
-            **kwargs,
-        )
+            source = f"{fetch(str(cfg.url), kwargs.get('cache_dir'))}: "
+    headless = bool(kwargs.get("features_only"))
+    try:
+        with allow_namespace():
+            return build_model_with_cfg(
+                model_class,
+                variant,
+                pretrained,
+                pretrained_filter_fn=partial(convert, rename=rename, head=head, headless=headless),
+                **kwargs,
+            )
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}{error}") from error
 
 
 class PositionsInTimm:
