@@ -173,7 +173,7 @@ def test_far_outside_the_kernel_there_is_nothing_and_no_nan(version):
 
 def test_the_gaussian_makes_no_denormal_numbers_which_are_slow():
     factor = gaussian(torch.arange(23) - 11.0, torch.zeros(1, 1), torch.full((1, 1), 0.27))
-    assert factor.min() > 1e-18
+    assert ((factor == 0) | (factor > 1e-14)).all() and (factor == 0).any()
     assert factor.sum() == pytest.approx(1.0021, abs=1e-3)
 
 

@@ -14,6 +14,7 @@ from timm.layers.conv2d_same import conv2d_same
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from .depthwise import depthwise_conv2d
 from .interpolation import SCHEMES, dense_kernel
 from .positions import Holder, hold, inside, project_, track
 
@@ -182,7 +183,10 @@ class DclsNd(_ConvNd):
                 project_(self.holder())
             if positions is None:
                 positions, sigma = self.positions, self.sigma
-            return self._conv_forward(input, self._kernel(positions, sigma), self.bias)
+            return self._convolve(input, self._kernel(positions, sigma))
+
+    def _convolve(self, input: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
+        return self._conv_forward(input, kernel, self.bias)
 
     def __prepare_scriptable__(self) -> "DclsNd":
         """``torch.jit.script`` cannot reach a holder: it gets the kernel as it is now."""
@@ -263,6 +267,13 @@ class Dcls2d(DclsNd, nn.Conv2d):
 
     dense_class = nn.Conv2d
     learned_axes = 2
+
+    def _convolve(self, input: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
+        depthwise = self.groups == self.in_channels == self.out_channels
+        plain = self.stride == self.dilation == (1, 1) and self.padding_mode == "zeros"
+        if type(self) is Dcls2d and depthwise and plain and isinstance(self.padding, tuple):
+            return depthwise_conv2d(input, kernel, self.bias, self.padding)
+        return super()._convolve(input, kernel)
 
 
 @register_notrace_module

@@ -16,7 +16,9 @@ from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
+from torch.nn import functional as F
 
+GAUSS_FLOOR = 1e-13  # smaller shares count as nothing: far below EPSILON, which they are compared with
 EPSILON = 1e-7  # keeps the normaliser of an element that lies far outside the kernel away from zero
 
 
@@ -38,7 +40,8 @@ def triangle(pixel: torch.Tensor, position: torch.Tensor, width: torch.Tensor | 
 def gaussian(pixel: torch.Tensor, position: torch.Tensor, width: torch.Tensor | None) -> torch.Tensor:
     """A Gaussian of standard deviation ``width`` around the position."""
     z = (pixel - position) * (0.5**0.5 / width)
-    return torch.exp((z * -z).clamp(min=-40))  # exp(-40) = 4e-18; far smaller ones are denormal, thus slow
+    share = torch.exp((z * -z).clamp(min=-32))
+    return F.threshold(share, GAUSS_FLOOR, 0.0)  # tails and their gradients would be denormal numbers: slow
 
 
 class Scheme(NamedTuple):

@@ -1,0 +1,150 @@
+import pytest
+import timm
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+from torch.nn import functional as F
+
+from dcls_models.layers import Dcls2d
+from dcls_models.layers import depthwise as module
+from dcls_models.layers.depthwise import depthwise_conv2d
+
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+SHAPES = {  # C, H, W, kernel, padding
+    "small": (3, 9, 11, (7, 9), (3, 4)),
+    "image smaller than kernel": (3, 7, 7, (17, 17), (8, 8)),
+    "large": (2, 20, 16, (15, 17), (7, 8)),
+    "even": (2, 22, 20, (16, 16), (8, 8)),
+    "no padding": (2, 30, 30, (17, 17), (0, 0)),
+    "full padding": (2, 19, 19, (15, 15), (14, 14)),
+    "one batch of images at a time": (2, 21, 21, (17, 17), (8, 8)),
+}
+
+
+def tensors(shape, dtype=torch.float64, layout=torch.contiguous_format, batch=3):
+    channels, height, width, kernel, padding = SHAPES[shape]
+    x = torch.randn(batch, channels, height, width, dtype=dtype).contiguous(memory_format=layout)
+    w = torch.randn(channels, 1, *kernel, dtype=dtype)
+    return (
+        x.requires_grad_(),
+        w.requires_grad_(),
+        torch.randn(channels, dtype=dtype, requires_grad=True),
+        padding,
+    )
+
+
+def reference(x, w, b, padding):
+    return F.conv2d(x, w, b, padding=padding, groups=len(w))
+
+
+def is_ours(x, w):
+    return module._is_ours(x, w)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_output_and_gradients_equal_the_plain_convolution(shape, layout, dtype, monkeypatch):
+    if shape.startswith("one batch"):
+        monkeypatch.setattr(module, "FFT_BATCH", 1)
+    x, w, b, padding = tensors(shape, dtype, layout)
+    assert is_ours(x, w)
+    ours, expected = depthwise_conv2d(x, w, b, padding), reference(*(t.double() for t in (x, w, b)), padding)
+    assert ours.dtype == dtype and ours.is_contiguous(memory_format=layout)
+    cotangent = torch.randn_like(expected)
+    found = [ours, *torch.autograd.grad(ours, (x, w, b), cotangent.to(dtype))]
+    wanted = [expected, *torch.autograd.grad(expected, (x, w, b), cotangent)]
+    for a, e in zip(found, wanted, strict=True):
+        error = (a.double() - e.double()).norm() / e.double().norm()
+        assert error < (1e-6 if dtype == torch.float32 else 1e-14)
+
+
+@pytest.mark.parametrize("size", [7, 15])
+def test_gradients_of_gradients(size):
+    x = torch.randn(1, 2, 14, 15, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(2, 1, size, size, dtype=torch.float64, requires_grad=True)
+    padding = (size // 2, size // 2)
+    assert gradcheck(lambda a, b: depthwise_conv2d(a, b, None, padding), (x, w), fast_mode=True)
+    assert gradgradcheck(lambda a, b: depthwise_conv2d(a, b, None, padding), (x, w), fast_mode=True)
+
+
+@pytest.mark.parametrize("needs", [(False, False), (False, True), (True, False), (True, True)], ids=str)
+def test_only_the_gradients_that_are_needed(needs):
+    x, w, _, padding = tensors("large")
+    x, w = x.detach().requires_grad_(needs[0]), w.detach().requires_grad_(needs[1])
+    out = depthwise_conv2d(x, w, None, padding)
+    assert out.requires_grad == any(needs)
+    if any(needs):
+        out.sum().backward()
+    assert [x.grad is not None, w.grad is not None] == list(needs)
+
+
+def test_views_and_expanded_gradients():
+    x, w, b, padding = tensors("large")
+    view = x.transpose(2, 3)[:, :, ::2]
+    ours, expected = (f(view, w, b, padding) for f in (depthwise_conv2d, reference))
+    torch.testing.assert_close(ours, expected)
+    grads = [torch.autograd.grad(y.sum(), (x, w)) for y in (ours, expected)]  # the gradient is an expanded 1
+    torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("batch", [0, 1])
+def test_batches_of_none_and_one(batch):
+    x, w, b, padding = tensors("large", batch=batch)
+    out = depthwise_conv2d(x, w, b, padding)
+    assert out.shape[0] == batch
+    out.sum().backward()
+    assert w.grad.abs().sum() > 0 if batch else w.grad.abs().sum() == 0
+
+
+def test_what_is_left_to_torch():
+    x, w, _, padding = tensors("large", torch.float32)
+    assert is_ours(x, w)
+    assert not is_ours(x.to(torch.bfloat16), w.to(torch.bfloat16))
+    assert not is_ours(x[0], w)
+    assert not is_ours(x.to("meta"), w.to("meta"))
+    small = w[..., :7, :7]
+    assert is_ours(x, small) and not is_ours(x, small.detach()), "inference with a small kernel"
+    assert not is_ours(x, w[..., :5, :5])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not is_ours(x, w)
+        assert depthwise_conv2d(x, w, None, padding).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_a_layer_trains_as_with_the_plain_convolution(layout, monkeypatch):
+    layer = Dcls2d(6, 6, 10, padding=8, dilated_kernel_size=17, groups=6, version="gauss")
+    x = torch.randn(2, 6, 20, 20).contiguous(memory_format=layout)
+
+    def gradients():
+        layer.zero_grad()
+        layer(x).square().sum().backward()
+        return [p.grad.clone() for p in layer.parameters()]
+
+    calls = []
+    convolve = module._Convolution.apply
+    monkeypatch.setattr(module._Convolution, "apply", lambda *a: calls.append(1) or convolve(*a))
+    ours = gradients()
+    assert calls
+    monkeypatch.setattr(module, "_is_ours", lambda *_: False)
+    torch.testing.assert_close(ours, gradients(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [{"stride": 2}, {"dilation": 2}, {"padding_mode": "circular"}, {"padding": "same"}, {"groups": 2}],
+)
+def test_layers_that_are_not_plain_are_left_alone(words, monkeypatch):
+    monkeypatch.setattr(module._Convolution, "apply", None)
+    args = {"padding": 8, "groups": 4, **words}
+    layer = Dcls2d(4, 4, 5, dilated_kernel_size=17, **args)
+    layer(torch.randn(1, 4, 33, 33)).sum().backward()
+    assert layer.weight.grad is not None
+
+
+def test_training_a_gauss_model_meets_no_denormal_numbers():
+    model = timm.create_model("test_convnext_dcls", version="gauss", dilated_kernel_size=23, kernel_count=26)
+    layer = model.stages[0].blocks[0].conv_dw
+    kernel = layer.kernel().detach()
+    tiny = torch.finfo(torch.float32).tiny
+    assert ((kernel != 0) & (kernel.abs() < tiny)).sum() == 0
+    assert (kernel == 0).any(), "tails are nothing at all"
