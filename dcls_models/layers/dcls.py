@@ -20,6 +20,7 @@ from .positions import Holder, hold, inside, project_, track
 
 torch.fx.wrap("dense_kernel")
 torch.fx.wrap("inside")
+torch.fx.wrap("depthwise_conv2d")
 
 
 def _sizes(size: int | tuple[int, ...], axes: int, name: str) -> tuple[int, ...]:
