@@ -724,17 +724,24 @@ def test_symbolic_trace(name: str) -> None:
 
 
 @tiny
-@pytest.mark.parametrize("training", [False, True])
-def test_compile(name: str, training: bool) -> None:
+def test_compile_for_inference(name: str) -> None:
     torch._dynamo.reset()
-    model = make(name, **small(name)).train(training)
+    model = make(name, **small(name))
     x = images(model)
-    expected = copy.deepcopy(model)(x)
-    expected_gradients = gradients(copy.deepcopy(model), x)
+    with torch.no_grad():
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        assert difference(compiled(x), model(x)) < 1e-5
+
+
+@tiny
+def test_compile_for_training(name: str) -> None:
+    torch._dynamo.reset()
+    model = make(name, **small(name)).train()
+    x = images(model)
+    expected = gradients(copy.deepcopy(model), x)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    assert difference(compiled(x), expected) < 1e-5
     for key, actual in gradients(compiled, x).items():
-        gradient = expected_gradients[key.removeprefix("_orig_mod.")]
+        gradient = expected[key.removeprefix("_orig_mod.")]
         torch.testing.assert_close(actual, gradient, rtol=1e-3, atol=1e-3 * spread(gradient) + 1e-6)
 
 
