@@ -44,7 +44,7 @@ def _from_trainer(path: Path, name: str | None, **kwargs: Any) -> nn.Module:
         raise CheckpointError(f"there is no checkpoint {path}") from error
     except Exception as error:
         raise CheckpointError(
-            f"{path} is not a checkpoint of python -m train ({type(error).__name__}: {error}). A file of the "
+            f"{path} is not a checkpoint of python -m train ({type(error).__name__}). A file of the "
             "authors loads with timm.create_model(NAME, pretrained=True, "
             'pretrained_cfg_overlay={"file": PATH})'
         ) from error

@@ -96,4 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (OSError, ValueError, RuntimeError) as error:  # timm: RuntimeError for an unknown model
+        sys.exit(f"error: {error}")

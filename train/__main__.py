@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from pathlib import Path
 
 # OpenMP's threads spin while they wait: with another busy process that costs a small machine a factor of ten
@@ -10,6 +11,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 
+from dcls_models import CheckpointError
 from train.data import ImageFolders
 from train.module import Classifier
 
@@ -44,8 +46,12 @@ def main(args: ArgsType = None) -> None:
         args=args,
         seed_everything_default=0,
         save_config_kwargs={"overwrite": True},
+        parser_kwargs={"prog": "python -m train"},
     )
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (FileNotFoundError, ValueError, CheckpointError) as error:
+        sys.exit(f"error: {error}")
