@@ -9,6 +9,7 @@ import torch
 from timm.layers import Conv2dSame, to_ntuple
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils import parametrize
 
 from .layers import Dcls1d, Dcls2d, Dcls2dSame, Dcls3d, DclsNd
 from .layers.positions import check_shareable, share_positions
@@ -38,7 +39,7 @@ def dclsify(
     kernel_count: int = 34,
     dilated_kernel_size: int | tuple[int, ...] = 17,
     version: str = "v1",
-    share: Iterable[nn.Module] = (),
+    share: Iterable[nn.Module] | nn.Module = (),
     init: str = "random",
     jitter: float = 1e-3,
     example_input: torch.Tensor | None = None,
@@ -57,7 +58,8 @@ def dclsify(
         dilated_kernel_size: Size of the kernel that the elements move in, in pixels.
         version: ``v0`` (bilinear), ``v1`` (triangle), ``max`` (triangle of learned width) or ``gauss``.
         share: Containers (stages) inside which all replaced layers share their positions, as in the
-            authors' models. By default each layer has its own.
+            authors' models; an ``nn.Sequential`` of stages stands for its children. By default each layer
+            has its own.
         init: ``"random"``, the authors' (nothing of the old weights is kept), or ``"dense"``: the elements
             are fitted to the kernels that they replace, and what is lost is logged (see ``warm_start``).
         jitter: As in ``warm_start``, for ``init="dense"``.
@@ -76,6 +78,8 @@ def dclsify(
     """
     if init not in ("random", "dense"):
         raise ValueError(f"init must be 'random' or 'dense', got {init=}")
+    if isinstance(share, nn.Module) and not isinstance(share, Iterable):
+        share = [share]
     everything = model.named_modules(remove_duplicate=False)
     old = {m: name for name, m in everything if isinstance(m, _ConvNd) and _selected(name, m, convs)}
     if not old:
@@ -117,10 +121,11 @@ def _replacement(
     name: str, conv: _ConvNd, kernel_count: int, dilated_kernel_size: int | tuple[int, ...], version: str
 ) -> DclsNd:
     dense_class, dcls_class = next(pair for pair in _DCLS_CLASSES.items() if isinstance(conv, pair[0]))
-    if type(conv).forward is not dense_class.forward:
+    hooked = parametrize.is_parametrized(conv) or conv._forward_pre_hooks or conv._forward_hooks
+    if type(conv).forward is not dense_class.forward or hooked:
         raise ValueError(
-            f"{name} is a {type(conv).__name__}, which does more than {dense_class.__name__}, and that would "
-            "be lost; leave it out"
+            f"{name} is a {type(conv).__name__} that does more than {dense_class.__name__} (a forward of its "
+            "own, hooks or parametrizations), and that would be lost; leave it out"
         )
     size = to_ntuple(dcls_class.learned_axes)(dilated_kernel_size)
     layer = dcls_class(

@@ -9,6 +9,8 @@ from torch import nn
 
 from .checkpoint import CheckpointError
 
+WEIGHTS_FROM = ("pretrained_cfg", "pretrained_cfg_overlay")  # where a training started from
+
 
 def load_model(name: str | None = None, checkpoint: str | Path | None = None, **kwargs: Any) -> nn.Module:
     """Creates a model with its weights, in eval mode.
@@ -58,7 +60,7 @@ def _from_trainer(path: Path, name: str | None, **kwargs: Any) -> nn.Module:
         run["name"],
         pretrained_cfg_overlay=cfg,
         num_classes=run["num_classes"],
-        **{**(run["model_kwargs"] or {}), **kwargs},
+        **{k: v for k, v in {**(run["model_kwargs"] or {}), **kwargs}.items() if k not in WEIGHTS_FROM},
     )
     model.load_state_dict(weights)
     return model

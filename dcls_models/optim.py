@@ -28,8 +28,8 @@ def param_groups(
         layer_decay: Factor per layer, counted from the head; it multiplies with ``positions_lr_scale``.
 
     Returns:
-        Groups for a torch or timm optimizer, each with ``name``, ``params``, ``lr``, ``lr_scale`` (which
-        timm's schedulers apply) and ``weight_decay``; every trainable parameter is in exactly one.
+        Groups for a torch or timm optimizer, each with ``name``, ``params``, ``lr`` (all factors included, so
+        that any scheduler works) and ``weight_decay``; every trainable parameter is in exactly one.
     """
     skip: Any = getattr(model, "no_weight_decay", tuple)()
     if layer_decay is None:
@@ -38,24 +38,32 @@ def param_groups(
         base = timm.optim.param_groups_layer_decay(
             model, weight_decay, no_weight_decay_list=skip, layer_decay=layer_decay
         )
-    spacings = {id(p) for holder in holders(model) for p in (holder.positions, holder.sigma)}
-    groups = []
-    for group in base:
-        scale, decay = group.get("lr_scale", 1.0), group["weight_decay"]
-        plain = [p for p in group["params"] if id(p) not in spacings]
-        learned = [p for p in group["params"] if id(p) in spacings]
-        groups.append(_group("decay" if decay else "no_decay", plain, lr, scale, decay))
-        groups.append(_group("positions", learned, lr, scale * positions_lr_scale, 0.0))
-    groups = [group for group in groups if group["params"]]
-    grouped = [id(p) for group in groups for p in group["params"]]
-    trainable = [id(p) for p in model.parameters() if p.requires_grad]
-    if sorted(grouped) != sorted(trainable):
-        raise ValueError(f"{len(grouped)} parameters are in groups, {len(trainable)} are trainable")
-    return groups
+    scales = {id(p): group.get("lr_scale", 1.0) for group in base for p in group["params"]}
+    decayed = {id(p) for group in base if group["weight_decay"] for p in group["params"]}
+    readers = _first_readers(model)
+    groups: dict[tuple[str, float], ParamGroup] = {}
+    for p in model.parameters():
+        if not p.requires_grad:
+            continue
+        scale, decay = scales[id(p)], 0.0
+        kind = "no_decay"
+        if id(p) in readers:  # as deep in the model as the first layer that reads them
+            kind, scale = "positions", positions_lr_scale * scales.get(id(readers[id(p)]), scale)
+        elif id(p) in decayed:
+            kind, decay = "decay", weight_decay
+        new = {"name": kind, "params": [], "lr": lr * scale, "weight_decay": decay}
+        groups.setdefault((kind, scale), new)["params"].append(p)
+    return list(groups.values())
 
 
-def _group(name: str, params: list[nn.Parameter], lr: float, scale: float, decay: float) -> ParamGroup:
-    return {"name": name, "params": params, "lr": lr * scale, "lr_scale": scale, "weight_decay": decay}
+def _first_readers(model: nn.Module) -> dict[int, nn.Parameter]:
+    """For every positions and sigma the weight of the first layer that reads them."""
+    readers: dict[int, Any] = {}
+    for layer in model.modules():
+        if isinstance(layer, DclsNd):
+            for p in (layer.positions, layer.sigma):
+                readers.setdefault(id(p), layer.weight)
+    return readers
 
 
 def holders(model: nn.Module) -> list[Any]:

@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from datetime import date
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +34,15 @@ def provenance(argv: Sequence[str]) -> dict[str, Any]:
 
 def run_accuracy(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
     """Measures accuracy and writes it as JSON."""
-    model = load_model(arguments.model, arguments.checkpoint)
+    model = load_model(arguments.model, arguments.checkpoint).to(arguments.device)
     dataset = image_folder(arguments.data, model)
     found, logits = accuracy(model, dataset, arguments.batch_size, arguments.workers)
-    name = arguments.model or str(arguments.checkpoint)
+    name = str(arguments.checkpoint or arguments.model)
     result = {"model": name, **found, **provenance(argv)}
     print(f"{name}: top-1 {result['top1']} %, top-5 {result['top5']} % of {result['n']} images")
     if arguments.predictions:
         write_predictions(arguments.predictions, model, dataset, logits)
     if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(json.dumps(result, indent=2) + "\n")
 
 
@@ -54,11 +54,13 @@ def run_kernels(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
 
 def run_predict(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
     """Says what single images show."""
-    found = predict(load_model(arguments.model, arguments.checkpoint), arguments.images)
-    for image, best in zip(arguments.images, found, strict=True):
+    # not every shell expands patterns
+    images = [Path(p) for given in arguments.images for p in (sorted(glob(given)) or [given])]
+    found = predict(load_model(arguments.model, arguments.checkpoint), images)
+    for image, best in zip(images, found, strict=True):
         print(f"{image}: " + ", ".join(f"{name} {probability:.1%}" for name, probability in best))
     if arguments.output:
-        draw_predictions(arguments.images, found, arguments.output)
+        draw_predictions(images, found, arguments.output)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -73,6 +75,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--data", type=Path, required=True, help="folder of class folders, or one with val/")
     command.add_argument("--output", type=Path, help="JSON file to write")
     command.add_argument("--predictions", type=Path, help="CSV file to write: every image's prediction")
+    command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     command.add_argument("--batch-size", type=int, default=64)
     command.add_argument("--workers", type=int, default=2, help="processes that read images")
     command.set_defaults(run=run_accuracy)
@@ -82,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
     command.set_defaults(run=run_kernels)
 
     command = commands.add_parser("predict", parents=[which], help="what single images show")
-    command.add_argument("images", type=Path, nargs="+", help="image files")
+    command.add_argument("images", nargs="+", help="image files, or patterns of them")
     command.add_argument("--output", type=Path, help="PNG file to write")
     command.set_defaults(run=run_predict)
     return top
@@ -92,6 +95,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs one subcommand."""
     argv = sys.argv[1:] if argv is None else list(argv)
     arguments = parser().parse_args(argv)
+    for file in (arguments.output, getattr(arguments, "predictions", None)):
+        if file:
+            file.parent.mkdir(parents=True, exist_ok=True)
     arguments.run(arguments, argv)
 
 

@@ -34,7 +34,7 @@ def image_folder(root: Path, model: nn.Module) -> ImageDataset:
     root = root / "val" if (root / "val").is_dir() else root
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {root}")
-    folders = sorted(p.name for p in root.iterdir() if p.is_dir())
+    folders = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     names = model.pretrained_cfg.get("label_names")
     unknown = sorted(set(folders) - set(names)) if names else []
     if unknown:

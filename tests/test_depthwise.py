@@ -37,7 +37,7 @@ def reference(x, w, b, padding):
 
 
 def is_ours(x, w):
-    return module._is_ours(x, w)
+    return module._is_ours(x, w, (0, 0))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -148,3 +148,24 @@ def test_training_a_gauss_model_meets_no_denormal_numbers():
     tiny = torch.finfo(torch.float32).tiny
     assert ((kernel != 0) & (kernel.abs() < tiny)).sum() == 0
     assert (kernel == 0).any(), "tails are nothing at all"
+
+
+def test_gradients_per_sample_and_forward_derivatives():
+    layer = Dcls2d(3, 3, 5, padding=8, dilated_kernel_size=17, groups=3)
+    x, parameters = torch.randn(4, 3, 20, 20), dict(layer.named_parameters())
+
+    def loss(values, image):
+        return torch.func.functional_call(layer, values, (image[None],)).square().sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
+    layer(x).square().sum().backward()
+    for name, p in layer.named_parameters():
+        torch.testing.assert_close(each[name].sum(0), p.grad, rtol=1e-4, atol=1e-4)
+    _, tangent = torch.func.jvp(layer.eval(), (x,), (torch.ones_like(x),))
+    torch.testing.assert_close(tangent, layer(torch.ones_like(x)) - layer.bias[:, None, None])
+
+
+def test_more_padding_than_kernel_is_left_to_torch():
+    layer = Dcls2d(3, 3, 4, dilated_kernel_size=17, padding=17, groups=3)
+    layer(torch.randn(1, 3, 20, 20)).sum().backward()
+    assert layer.weight.grad.abs().sum() > 0

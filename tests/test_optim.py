@@ -4,9 +4,11 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler
 from torch import nn
 
-import dcls_models  # noqa: F401
+import dcls_models
 from dcls_models.layers import Dcls2d
 from dcls_models.layers.positions import share_positions
 from dcls_models.optim import holders, param_groups, repulsion
@@ -26,7 +28,7 @@ def test_positions_and_sigma_are_faster_and_never_decay(name):
     spacings = {n for n, _ in model.named_parameters() if n.endswith((".positions", ".sigma"))}
     (positions,) = [g for g in groups if g["name"] == "positions"]
     assert names_of(model, positions) == spacings
-    assert (positions["lr"], positions["lr_scale"], positions["weight_decay"]) == (0.5, 5.0, 0.0)
+    assert (positions["lr"], positions["weight_decay"]) == (0.5, 0.0)
     by_name = {g["name"]: g for g in groups}
     assert by_name["decay"]["weight_decay"] == 0.05
     assert all(model.get_parameter(n).ndim > 1 for n in names_of(model, by_name["decay"]))
@@ -41,17 +43,34 @@ def test_every_trainable_parameter_is_in_exactly_one_group(name, layer_decay):
     assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
 
 
-def test_layer_decay_multiplies_with_the_factor_of_the_positions():
-    model = timm.create_model("test_convnext_dcls")
-    scale = {}
-    for group in param_groups(model, 0.1, layer_decay=0.5):
-        assert group["lr"] == pytest.approx(0.1 * group["lr_scale"])
-        scale |= dict.fromkeys(names_of(model, group), group["lr_scale"])
+def learning_rates(model, groups):
+    return {name: group["lr"] for group in groups for name in names_of(model, group)}
+
+
+@pytest.mark.parametrize("dclsified", [False, True])
+def test_layer_decay_multiplies_with_the_factor_of_the_positions(dclsified):
+    model = timm.create_model("test_convnext" if dclsified else "test_convnext_dcls")
+    if dclsified:
+        dcls_models.dclsify(model, share=model.stages)
+    lr = learning_rates(model, param_groups(model, 0.1, layer_decay=0.5))
     for stage in range(4):
-        weight = scale[f"stages.{stage}.blocks.0.conv_dw.weight"]
-        assert scale[f"stages.{stage}.positions"] == pytest.approx(5 * weight)
-    assert scale["stages.0.positions"] < scale["stages.3.positions"]
-    assert scale["head.fc.weight"] == 1.0
+        weight = lr[f"stages.{stage}.blocks.0.conv_dw.weight"]
+        assert lr[f"stages.{stage}.positions"] == pytest.approx(5 * weight)
+    assert lr["stages.0.positions"] < lr["stages.3.positions"]
+    assert lr["head.fc.weight"] == pytest.approx(0.1)
+
+
+def test_schedulers_of_timm_and_torch_keep_the_factors():
+    model = timm.create_model("test_convnext_dcls")
+    for schedule in (
+        lambda o: CosineLRScheduler(o, t_initial=10, t_in_epochs=False).step_update(0),
+        lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 10),
+    ):
+        optimizer = create_optimizer_v2(param_groups(model, 1e-3), opt="adamw", lr=1e-3)
+        schedule(optimizer)
+        lr = learning_rates(model, optimizer.param_groups)
+        assert lr["stages.0.positions"] == pytest.approx(5e-3)
+        assert lr["stem.0.weight"] == pytest.approx(1e-3)
 
 
 def test_a_model_without_dcls_has_no_group_of_positions():

@@ -23,6 +23,7 @@ class TrainCLI(LightningCLI):
         """Adds the checkpoints, and links what one part knows to what another needs."""
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults({"checkpoint.save_last": True, "trainer.default_root_dir": "runs/default"})
+        parser.set_defaults({"checkpoint.enable_version_counter": False})  # last.ckpt is of the last run
         parser.link_arguments(
             "trainer.default_root_dir", "checkpoint.dirpath", lambda root: str(Path(root) / "checkpoints")
         )

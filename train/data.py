@@ -1,6 +1,6 @@
 """The DataModule: folders of images, read and transformed by timm."""
 
-import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,6 @@ import pytorch_lightning as pl
 from sklearn.model_selection import train_test_split
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageDataset, create_transform
 from torch.utils.data import DataLoader, Dataset, Subset
-
-_logger = logging.getLogger(__name__)
 
 
 class ImageFolders(pl.LightningDataModule):
@@ -67,9 +65,15 @@ class ImageFolders(pl.LightningDataModule):
         """Names of the classes in the order of their labels."""
         return list(self._class_to_idx)
 
-    def train_batches(self) -> int:
-        """Batches of one epoch, over all devices together."""
-        return len(self.train_set) // self.hparams["batch_size"]
+    def train_batches(self, devices: int = 1) -> int:
+        """Batches of one epoch on each of so many devices."""
+        batches = math.ceil(len(self.train_set) / devices) // self.hparams["batch_size"]
+        if not batches:
+            raise ValueError(
+                f"{len(self.train_set)} training images are less than one batch of "
+                f"{self.hparams['batch_size']} on {devices} device(s); choose a smaller data.batch_size"
+            )
+        return batches
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled, without the last incomplete batch."""

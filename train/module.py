@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
 import dcls_models  # noqa: F401  (registers the models)
-from dcls_models.optim import param_groups, repulsion
+from dcls_models.optim import holders, param_groups, repulsion
 
 _logger = logging.getLogger(__name__)
 
@@ -64,6 +64,8 @@ class Classifier(pl.LightningModule):
         self.model = timm.create_model(
             name, pretrained=pretrained, num_classes=num_classes, **(model_kwargs or {})
         )
+        if repulsive_from_epoch is not None and not holders(self.model):
+            raise ValueError(f"{name} has no DCLS layer: leave out model.repulsive_from_epoch")
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.val_top1 = MulticlassAccuracy(num_classes, average="micro")
 
@@ -103,7 +105,7 @@ class Classifier(pl.LightningModule):
         per_epoch = self._updates_per_epoch()
         scheduler = CosineLRScheduler(
             optimizer,
-            t_initial=self.trainer.max_epochs * per_epoch,
+            t_initial=self._total_updates(per_epoch),
             lr_min=hp["min_lr"],
             warmup_t=round(hp["warmup_epochs"] * per_epoch),
             warmup_lr_init=hp["min_lr"],
@@ -115,8 +117,16 @@ class Classifier(pl.LightningModule):
         """Timm's schedulers are told the number of updates."""
         scheduler.step_update(num_updates=self.global_step)
 
+    def _total_updates(self, per_epoch: int) -> int:
+        epochs, steps = self.trainer.max_epochs, self.trainer.max_steps
+        limits = [n for n in (epochs * per_epoch, steps) if n > 0]  # -1: no such limit
+        if not limits:
+            raise ValueError("set trainer.max_epochs or trainer.max_steps: the schedule needs an end")
+        return min(limits)
+
     def _updates_per_epoch(self) -> int:
         """Of the optimizer; not ``trainer.estimated_stepping_batches``, which spoils resuming (2.6)."""
-        batches, limit = self.trainer.datamodule.train_batches(), self.trainer.limit_train_batches
+        trainer = self.trainer
+        batches, limit = trainer.datamodule.train_batches(trainer.world_size), trainer.limit_train_batches
         batches = min(batches, limit) if isinstance(limit, int) else math.ceil(batches * (limit or 1.0))
-        return math.ceil(batches / self.trainer.accumulate_grad_batches)
+        return math.ceil(batches / trainer.accumulate_grad_batches)

@@ -144,6 +144,10 @@ class DclsNd(_ConvNd):
         del self.positions, self.sigma
         self._shared = (holder,)
 
+    def clamp_parameters(self) -> None:
+        """Clamps the positions, for training loops of the authors; every optimizer step does it, too."""
+        project_(self.holder())
+
     def __getattr__(self, name: str) -> Any:
         """Shared positions read as if they were the layer's own."""
         shared = self.__dict__.get("_shared")
@@ -219,10 +223,14 @@ class DclsNd(_ConvNd):
     def extra_repr(self) -> str:
         """The arguments of the constructor."""
         words = [f"{self.in_channels}, {self.out_channels}, kernel_count={self.kernel_count}"]
+        if hasattr(self, "dense_axes"):
+            words.append(f"dense_kernel_size={self.kernel_size[: self.dense_axes]}")
         words.append(f"dilated_kernel_size={self.dilated_kernel_size}, version={self.version!r}")
         words.append(f"stride={self.stride}, padding={self.padding!r}")
         plain = {"dilation": (1,) * len(self.dilation), "groups": 1, "padding_mode": "zeros"}
         words += [f"{k}={getattr(self, k)!r}" for k, v in plain.items() if getattr(self, k) != v]
+        if hasattr(self, "flat_dim"):
+            words.append(f"flat_dim={self.flat_dim}")
         return ", ".join([*words, *([] if self.bias is not None else ["bias=False"])])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -368,11 +376,8 @@ class Dcls3_1d(_DclsN_1d, nn.Conv3d):  # noqa: N801
 class Dcls2dK1d(DclsNd, nn.Conv2d):
     """``nn.Conv2d`` with a kernel of one row or column and learned positions along it.
 
-    Args:
-        *args: As for ``DclsNd``; ``dilated_kernel_size`` is one number.
-        version: As for ``DclsNd``.
-        flat_dim: 0 for a ``(K, 1)`` kernel, learned along H; 1 for ``(1, K)``, learned along W.
-        **kwargs: As for ``DclsNd``.
+    ``flat_dim`` is 0 for a ``(K, 1)`` kernel, learned along H, and 1 for ``(1, K)``, learned along W;
+    ``dilated_kernel_size`` is one number. The other arguments are those of ``DclsNd``.
     """
 
     dense_class = nn.Conv2d
@@ -415,3 +420,4 @@ class Dcls2dK1d(DclsNd, nn.Conv2d):
             dtype=dtype,
             kernel_size=(k, 1) if flat_dim == 0 else (1, k),
         )
+        self.flat_dim = flat_dim

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
 
@@ -40,14 +42,18 @@ def depthwise_conv2d(
     Returns:
         ``(N, C, H + 2 padding - K + 1, W + 2 padding - K + 1)``, equal to ``F.conv2d`` up to rounding.
     """
-    if not _is_ours(input, weight):
+    if not _is_ours(input, weight, padding):
         return F.conv2d(input, weight, bias, padding=padding, groups=len(weight))
     output = _Convolution.apply(input, weight, tuple(padding))
     return output if bias is None else output + bias[:, None, None]
 
 
-def _is_ours(input: torch.Tensor, weight: torch.Tensor) -> bool:
+def _is_ours(input: torch.Tensor, weight: torch.Tensor, padding: Sequence[int]) -> bool:
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled("cpu"):
+        return False
+    if any(is_functorch_wrapped_tensor(t) for t in (input, weight)) or forward_ad._current_level >= 0:
+        return False  # vmap and forward-mode derivatives
+    if any(p >= k for p, k in zip(padding, weight.shape[2:], strict=True)):
         return False
     if input.device.type != "cpu" or input.ndim != 4 or not input.numel():
         return False
@@ -58,8 +64,6 @@ def _is_ours(input: torch.Tensor, weight: torch.Tensor) -> bool:
 
 
 class _Convolution(torch.autograd.Function):
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(input: torch.Tensor, weight: torch.Tensor, padding: tuple[int, int]) -> torch.Tensor:
         if min(weight.shape[2:]) < LARGE_FROM or input.is_contiguous(memory_format=torch.channels_last):
@@ -85,8 +89,6 @@ class _Convolution(torch.autograd.Function):
 
 class _Correlation(torch.autograd.Function):
     """The weight gradient ``(C, 1, K, K)`` as a function of input and output gradient, linear in both."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(

@@ -7,8 +7,8 @@ safetensors, FSDP2).
 
 In range: position p of an axis of size K satisfies ``|p| <= K // 2``. ``project_`` clamps what is stored
 and is called where it can matter: after the step of any ``torch.optim.Optimizer`` (the authors' clamp),
-at the start of a training forward (for loops written by hand) and before a state dict is written. It
-writes through ``.data``: values inside the range do not change, so nothing that autograd has saved is
+at the start of a training forward (for loops written by hand; not where the forward is compiled) and before
+a state dict is written. It writes through ``.data``: values inside the range do not change, so nothing that autograd has saved is
 spoilt, and two forwards before one backward, or two layers that share positions, raise no error.
 
 Only a checkpoint brings positions from outside (the authors' audio trainer never clamps). They are kept
@@ -70,9 +70,9 @@ def share_positions(holder: Holder, layers: Sequence["DclsNd"]) -> None:
         ValueError: If a layer is outside the holder or does not fit the first, or the holder already
             has something of that name.
     """
-    inside = set(holder.modules())
+    members = set(holder.modules())
     for layer in layers:
-        if layer not in inside:
+        if layer not in members:
             raise ValueError(f"{layer} is not inside the module that is to hold its positions")
     check_shareable(holder, layers)
     first = layers[0]
@@ -89,7 +89,7 @@ def _fuse_layers(holder: Holder) -> None:
         for name, layer in list(parent.named_children()):
             if layer in _LAYERS and layer.holder() is holder:
                 setattr(parent, name, layer.fuse())
-    del holder.positions, holder.sigma
+    del holder.positions, holder.sigma, holder.reparameterize
 
 
 def check_shareable(holder: nn.Module, layers: Sequence["DclsNd"]) -> None:
@@ -241,7 +241,7 @@ def _project_after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any
         return
     stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     for holder in {layer.holder() for layer in list(_LAYERS)}:
-        if id(holder.positions) in stepped:
+        if id(holder._parameters.get("positions")) in stepped:
             project_(holder)
 
 

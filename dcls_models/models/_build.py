@@ -1,6 +1,7 @@
 """What the families share: building with timm, and telling timm about the positions."""
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from timm.models import build_model_with_cfg
@@ -59,7 +60,9 @@ def build(
         if cfg.source or cfg.state_dict:
             pass  # a folder, the Hub or tensors: timm reads those
         elif cfg.file:
-            read(cfg.file)
+            file = str(Path(cfg.file).expanduser())
+            read(file)
+            kwargs["pretrained_cfg_overlay"] = {**(kwargs.get("pretrained_cfg_overlay") or {}), "file": file}
             source = f"{cfg.file}: "
         elif cfg.url and not cfg.hf_hub_id:
             source = f"{fetch(str(cfg.url), kwargs.get('cache_dir'))}: "
