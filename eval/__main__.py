@@ -55,7 +55,7 @@ def run_kernels(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
 def run_predict(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
     """Says what single images show."""
     # not every shell expands patterns
-    images = [Path(p) for given in arguments.images for p in (sorted(glob(given)) or [given])]
+    images = [Path(p) for given in arguments.images for p in (sorted(glob(given)) or [given])]  # noqa: PTH207
     found = predict(load_model(arguments.model, arguments.checkpoint), images)
     for image, best in zip(images, found, strict=True):
         print(f"{image}: " + ", ".join(f"{name} {probability:.1%}" for name, probability in best))

@@ -493,6 +493,8 @@ class TestErrors:
 
     def test_convolution_that_does_more(self) -> None:
         model = nn.Sequential(timm.layers.StdConv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 3, groups=4))
-        self.refused(model, "0 is a StdConv2d, which does more than Conv2d")
+        self.refused(model, "0 is a StdConv2d that does more than Conv2d")
         dclsify(model, "1")
         assert isinstance(model[1], Dcls2d)
+        normed = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3, groups=4)))
+        self.refused(normed, "hooks or parametrizations")

@@ -197,6 +197,46 @@ def test_an_unknown_option_is_an_error(capsys):
     assert "nonsense" in capsys.readouterr().err
 
 
+def test_a_second_run_into_the_same_folder_replaces_the_first(digits, tmp_path):
+    weights = []
+    for seed in ("0", "1"):
+        fit(digits, tmp_path, *FEW_STEPS, "--seed_everything", seed)
+        assert [p.name for p in (tmp_path / "checkpoints").glob("last*")] == ["last.ckpt"]
+        weights.append(load_model(checkpoint=tmp_path / "checkpoints" / "last.ckpt").head.fc.weight)
+    assert not torch.equal(*weights)
+
+
+def test_fewer_images_than_a_batch_are_refused(tmp_path):
+    make_folders(tmp_path / "train", ["a", "b"])
+    make_folders(tmp_path / "val", ["a", "b"])
+    with pytest.raises(ValueError, match="2 training images are less than one batch of 64"):
+        fit(tmp_path, tmp_path / "run")
+
+
+def test_the_schedule_ends_with_the_training(digits, tmp_path):
+    for limit, updates in ((["--trainer.max_steps", "3", "--trainer.max_epochs", "-1"], 3), (FEW_STEPS, 5)):
+        fit(digits, tmp_path, *limit)
+        state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+        rates = {g["name"]: g["lr"] for g in state["optimizer_states"][0]["param_groups"]}
+        assert state["global_step"] == updates
+        assert state["lr_schedulers"][0]["t_initial"] == updates
+        assert rates["positions"] == pytest.approx(5 * rates["decay"], rel=1e-2)
+
+
+def test_a_training_that_started_from_a_file_can_be_loaded(run, tmp_path):
+    path = run / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["hyper_parameters"]["model_kwargs"]["pretrained_cfg_overlay"] = {"file": "gone.pth"}
+    torch.save(checkpoint, tmp_path / "tuned.ckpt")
+    tuned, plain = load_model(checkpoint=tmp_path / "tuned.ckpt"), load_model(checkpoint=path)
+    assert all(torch.equal(a, b) for a, b in zip(tuned.parameters(), plain.parameters(), strict=True))
+
+
+def test_patterns_of_files_are_expanded_where_the_shell_does_not(run, digits, capsys):
+    eval_main(["predict", "--model", f"local-dir:{run}", str(digits / "val" / "7" / "*5.png")])
+    assert len(capsys.readouterr().out.splitlines()) == len(list(digits.glob("val/7/*5.png"))) > 1
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_demo_reaches_its_accuracy_over_three_seeds(digits, tmp_path):

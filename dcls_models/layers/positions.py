@@ -7,9 +7,10 @@ safetensors, FSDP2).
 
 In range: position p of an axis of size K satisfies ``|p| <= K // 2``. ``project_`` clamps what is stored
 and is called where it can matter: after the step of any ``torch.optim.Optimizer`` (the authors' clamp),
-at the start of a training forward (for loops written by hand; not where the forward is compiled) and before
-a state dict is written. It writes through ``.data``: values inside the range do not change, so nothing that autograd has saved is
-spoilt, and two forwards before one backward, or two layers that share positions, raise no error.
+at the start of a training forward (for loops written by hand; not where the forward is compiled), and
+before a state dict is written. It writes through ``.data``: values inside the range do not change, so
+nothing that autograd has saved is spoilt, and two forwards before one backward, or two layers that share
+positions, raise no error.
 
 Only a checkpoint brings positions from outside (the authors' audio trainer never clamps). They are kept
 as they are, so that the model computes what its authors' does, until something changes them.
