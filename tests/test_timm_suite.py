@@ -58,6 +58,8 @@ ONE_REDUCTION = {
     "test_model_forward_intermediates",
     "test_model_forward_intermediates_features",
 }
+# 96 pixels, the longest of timm's tests of features, are one frame before the last stage of this one
+TOO_SHORT = ("test_prune_intermediate_layers_contract", "convnext_dcls_audio_tiny")
 # they download the weights of every model; tests/test_checkpoint.py loads them from this machine
 DOWNLOADS = "test_model_load_pretrained", "test_model_features_pretrained"
 
@@ -149,7 +151,8 @@ def test_all_models(tmp_path: Path) -> None:
     audio = {model for model in models if "audio" in model}
     tiny = " or ".join(timm.list_models("test_*dcls*"))
     selection = f"dcls and not ({tiny}) and not (audio and ({' or '.join(ONE_REDUCTION)}))"
+    selection += f" and not ({' and '.join(TOO_SHORT)})"
     outcomes, printed = run(tmp_path, selection, timeout=6 * 3600 - 100)
     expected = {(test, model) for test in GENERIC | LISTED for model in models}
-    expected -= {(test, model) for test in ONE_REDUCTION for model in audio}
+    expected -= {TOO_SHORT, *((test, model) for test in ONE_REDUCTION for model in audio)}
     assert_passed(outcomes, expected, printed)
