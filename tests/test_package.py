@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from collections.abc import Iterator
@@ -162,9 +163,10 @@ class TestDistributions:
         assert not [n for n in names if n.startswith(("runs", "."))]
 
 
-USE_THE_WHEEL = """
+USE_IT = """
 import contextlib, importlib.metadata, io, json, sys, warnings
 import timm, torch
+from packaging.requirements import Requirement
 
 before, said = set(sys.modules), io.StringIO()
 with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), warnings.catch_warnings():
@@ -173,13 +175,23 @@ with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), warning
 model = timm.create_model("test_convnext_dcls", num_classes=7).eval()
 with torch.no_grad():
     shape = list(model(torch.randn(2, 3, 64, 64)).shape)
+imported, everything = set(sys.modules) - before, set(sys.modules)
+distribution = importlib.metadata.distribution("dcls_models")
+requirements = [Requirement(r) for r in distribution.requires]
+needs = {r.name: r for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})}
 result = {
     "file": dcls_models.__file__,
+    "installed": sorted(str(f) for f in distribution.files if f.suffix in (".py", ".typed")),
+    "origin": json.loads(distribution.read_text("direct_url.json"))["url"],
+    "satisfied": {
+        name: need.specifier.contains(importlib.metadata.version(name), prereleases=True)
+        for name, need in needs.items()
+    },
     "version": dcls_models.__version__,
-    "metadata": importlib.metadata.version("dcls_models"),
+    "metadata": distribution.version,
     "said": said.getvalue(),
-    "imported": sorted({name.partition(".")[0] for name in set(sys.modules) - before}),
-    "all": sorted({name.partition(".")[0] for name in sys.modules}),
+    "imported": sorted({name.partition(".")[0] for name in imported}),
+    "all": sorted({name.partition(".")[0] for name in everything}),
     "exported": [hasattr(dcls_models, name) for name in dcls_models.__all__],
     "models": len(timm.list_models("*dcls*")),
     "shape": shape,
@@ -188,23 +200,59 @@ json.dump(result, open(sys.argv[1], "w"))
 """
 
 
+def run_in(environment: Path, *arguments: str | Path, timeout: int = 120) -> subprocess.CompletedProcess[str]:
+    """The Python of an environment, away from the checkout."""
+    variables = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "PIP_", "VIRTUAL_ENV"))}
+    variables["PIP_DISABLE_PIP_VERSION_CHECK"] = "1"
+    command = [str(environment / "bin" / "python"), *map(str, arguments)]
+    elsewhere = environment / "elsewhere"
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=timeout, cwd=elsewhere, env=variables
+    )
+
+
 @pytest.fixture(scope="module")
-def used(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    """What a process finds that has the wheel, installed in a folder, and no checkout."""
-    folder = tmp_path_factory.mktemp("installed")
-    target, elsewhere = folder / "target", folder / "elsewhere"
-    elsewhere.mkdir()
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
-    subprocess.run([*pip, "--target", str(target), str(wheel)], check=True, timeout=120)
-    environment = {**os.environ, "PYTHONPATH": str(target)}
-    command = [sys.executable, "-c", USE_THE_WHEEL, str(folder / "result.json")]
-    subprocess.run(command, check=True, timeout=120, cwd=elsewhere, env=environment)
-    return {"target": str(target), **json.loads((folder / "result.json").read_text())}
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new environment that sees what the library needs, but neither the library nor the checkout.
+
+    It is lent the packages of the running Python, with pip and setuptools. The .pth files there are not read,
+    and so not that of an editable install.
+    """
+    folder = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=120)
+    (folder / "elsewhere").mkdir()
+    (packages,) = (folder / "lib").glob("python*/site-packages")
+    lent = dict.fromkeys((sysconfig.get_path("purelib"), sysconfig.get_path("platlib")))
+    (packages / "lent.pth").write_text("".join(f"{path}\n" for path in lent))
+    found = run_in(folder, "-c", "import timm, importlib.util as u; print(u.find_spec('dcls_models'))")
+    assert (found.returncode, found.stdout) == (0, "None\n"), found.stdout + found.stderr
+    return folder
+
+
+@pytest.fixture(scope="module", params=["*.tar.gz", "*.whl"], ids=["source", "wheel"])
+def used(request: pytest.FixtureRequest, built: Path, environment: Path) -> dict[str, object]:
+    """What somebody finds who has installed the source distribution or the wheel, and has no checkout."""
+    (archive,) = built.glob(request.param)
+    pip = ["-m", "pip", "install", "--no-index", "--no-deps", "--no-build-isolation", "--force-reinstall"]
+    done = run_in(environment, *pip, "--no-compile", archive)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    result = environment / f"{archive.name}.json"
+    done = run_in(environment, "-c", USE_IT, result)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return {"archive": archive.as_uri(), "prefix": str(environment), **json.loads(result.read_text())}
 
 
 class TestInstalled:
-    def test_it_is_the_wheel_that_is_used(self, used: dict[str, str]) -> None:
-        assert Path(used["target"]) in Path(used["file"]).parents
+    def test_it_is_the_archive_that_is_used(self, used: dict[str, str]) -> None:
+        assert Path(used["prefix"]) in Path(used["file"]).parents
+        assert used["origin"] == used["archive"]
+
+    def test_it_is_the_whole_library_and_nothing_else(self, used: dict[str, list[str]]) -> None:
+        sources = {path.relative_to(ROOT).as_posix() for path in LIBRARY.values()}
+        assert set(used["installed"]) == {*sources, "dcls_models/py.typed"}
+
+    def test_what_it_needs_is_what_the_tests_ran_with(self, used: dict[str, dict[str, bool]]) -> None:
+        assert used["satisfied"] == {"torch": True, "timm": True}
 
     def test_a_model_works(self, used: dict[str, object]) -> None:
         assert used["shape"] == [2, 7]
