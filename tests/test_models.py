@@ -745,6 +745,22 @@ def test_compile_for_training(name: str) -> None:
         torch.testing.assert_close(actual, gradient, rtol=1e-3, atol=1e-3 * spread(gradient) + 1e-6)
 
 
+@pytest.mark.slow
+def test_compile_with_the_default_backend() -> None:
+    torch._dynamo.reset()
+    model = make("test_convnext_dcls", **{**small("test_convnext_dcls"), "version": "gauss"}).train()
+    x = images(model)
+    compiled = torch.compile(model, fullgraph=True)
+    assert difference(compiled(x), model(x)) < 1e-5
+    expected = gradients(copy.deepcopy(model), x)
+    found = gradients(compiled, x)
+    assert {key.removeprefix("_orig_mod.") for key in found} == set(expected)
+    assert all(g.abs().max() > 0 for key, g in expected.items() if key.endswith("positions"))
+    for key, actual in found.items():
+        gradient = expected[key.removeprefix("_orig_mod.")]
+        torch.testing.assert_close(actual, gradient, rtol=1e-3, atol=1e-3 * spread(gradient) + 1e-6)
+
+
 @tiny
 def test_export(name: str) -> None:
     model = make(name, **small(name))
