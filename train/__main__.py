@@ -19,6 +19,12 @@ from train.module import Classifier
 class TrainCLI(LightningCLI):
     """LightningCLI whose run lives in ``trainer.default_root_dir``: checkpoints, logs and config."""
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """What the module and the data support."""
+        every = LightningCLI.subcommands()
+        return {name: every[name] for name in ("fit", "validate")}
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the checkpoints, and links what one part knows to what another needs."""
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
@@ -39,13 +45,14 @@ class TrainCLI(LightningCLI):
 
 
 def main(args: ArgsType = None) -> None:
-    """Runs ``fit``, ``validate``, ``test`` or ``predict``."""
+    """Runs ``fit`` or ``validate``."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     TrainCLI(
         Classifier,
         ImageFolders,
         args=args,
         seed_everything_default=0,
+        auto_configure_optimizers=False,  # model.opt: the positions need their own group
         save_config_kwargs={"overwrite": True},
         parser_kwargs={"prog": "python -m train"},
     )

@@ -61,6 +61,10 @@ class Classifier(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
+        if ":" not in name and not timm.is_model(name.split(".")[0]):
+            raise ValueError(
+                f"timm knows no model {name!r}; timm.list_models('*dcls*') lists those of the zoo"
+            )
         self.model = timm.create_model(
             name, pretrained=pretrained, num_classes=num_classes, **(model_kwargs or {})
         )
