@@ -1,9 +1,11 @@
-"""Depthwise convolution with large kernels on a CPU, by the way that was measured to be the fastest.
+"""Depthwise convolution with large kernels on a CPU: all three of its passes as fast forward convolutions.
 
-ATen's weight gradient takes time in proportion to the area of the kernel, and from 17x17 on its NCHW
-forward is more than ten times slower than its channels_last one. Here the weight gradient is a correlation
-by FFT, the input gradient of very large kernels a forward with the flipped kernel, and NCHW images go
-through channels_last. Everything else, and every other device, is left to ``torch.nn.functional.conv2d``.
+ATen's weight gradient takes up to fifty times as long as its forward pass. But the gradients of a
+convolution are convolutions, too: of the output's gradient with the flipped kernel, and of the input with
+the output's gradient as one large kernel, every image and channel a channel of its own. And oneDNN, which
+computes them, has for every shape one memory layout that is fast: the input is taken there and back.
+
+Everything else, and every other device, is left to ``torch.nn.functional.conv2d``.
 
 Shape letters: N batch, C channels, H x W image, K kernel.
 """
@@ -15,14 +17,15 @@ import torch
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd import forward_ad
 from torch.nn import functional as F
-from torch.nn.grad import conv2d_input
 
-# Measured on x86-64 (AVX-512), torch 2.15, 1 thread, images of 7 to 56 pixels, batch 1 and 8, K of 3 to 31:
-FFT_FROM = 7  # from this K on the FFT is faster than ATen's weight gradient, 200 times at most
-LARGE_FROM = 15  # from this K on the flipped forward and the detour through channels_last are faster
-SMALL_IMAGE = 14  # below this side ATen's input gradient is faster
-
-FFT_BATCH = 2**22  # numbers in one batch of transforms
+# Measured with torch 2.15 (oneDNN 3) on x86-64, images of 7 to 56 pixels, K of 3 to 31; AVX2 by switching
+# AVX-512 off. `python -m eval layers` measures them again.
+_CAPABILITY = torch.backends.cpu.get_cpu_capability() if torch.backends.mkldnn.is_available() else ""
+_AVX512 = "AVX512" in _CAPABILITY
+OURS_FROM = 7 if _AVX512 else 9  # from this K on ATen's weight gradient is the slower one
+NCHW_PADDING = 6 if _AVX512 else 4  # with more, the NCHW convolution is more than ten times slower
+NHWC_SLOW = (12, 13) if _AVX512 else ()  # at these K the channels_last convolution is twice as slow
+CHUNK = 2**19  # numbers of the input that the weight gradient works on at a time: they stay in the cache
 
 
 def depthwise_conv2d(
@@ -42,7 +45,7 @@ def depthwise_conv2d(
     Returns:
         ``(N, C, H + 2 padding - K + 1, W + 2 padding - K + 1)``, equal to ``F.conv2d`` up to rounding.
     """
-    if not _is_ours(input, weight, padding):
+    if min(weight.shape[2:]) < OURS_FROM or not _is_ours(input, weight, padding):
         return F.conv2d(input, weight, bias, padding=padding, groups=len(weight))
     output = _Convolution.apply(input, weight, tuple(padding))
     return output if bias is None else output + bias[:, None, None]
@@ -55,21 +58,50 @@ def _is_ours(input: torch.Tensor, weight: torch.Tensor, padding: Sequence[int]) 
         return False  # vmap and forward-mode derivatives
     if any(p >= k for p, k in zip(padding, weight.shape[2:], strict=True)):
         return False
-    if input.device.type != "cpu" or input.ndim != 4 or not input.numel():
+    if input.device.type != "cpu" or input.ndim != 4 or not input.numel() or "AVX" not in _CAPABILITY:
         return False
-    if input.dtype != weight.dtype or input.dtype not in (torch.float32, torch.float64):
-        return False
-    trained = torch.is_grad_enabled() and weight.requires_grad and min(weight.shape[2:]) >= FFT_FROM
-    return trained or min(weight.shape[2:]) >= LARGE_FROM
+    if not input.dtype == weight.dtype == torch.float32:
+        return False  # oneDNN has no float64
+    trained = torch.is_grad_enabled() and weight.requires_grad
+    return trained or _best_layout(weight.shape[2:], padding) is not None
+
+
+def _best_layout(size: Sequence[int], padding: Sequence[int]) -> torch.memory_format | None:
+    """The layout in which oneDNN is fast; None if both are."""
+    if max(padding) > NCHW_PADDING:
+        return torch.channels_last
+    return torch.contiguous_format if max(size) in NHWC_SLOW else None
+
+
+def _convolve(input: torch.Tensor, weight: torch.Tensor, padding: tuple[int, int]) -> torch.Tensor:
+    layout = _best_layout(weight.shape[2:], padding)
+    if layout is None or input.is_contiguous(memory_format=layout):
+        return F.conv2d(input, weight, padding=padding, groups=len(weight))
+    back = torch.contiguous_format if layout == torch.channels_last else torch.channels_last
+    output = F.conv2d(input.contiguous(memory_format=layout), weight, padding=padding, groups=len(weight))
+    return output.contiguous(memory_format=back)
+
+
+def _correlate(input: torch.Tensor, grad: torch.Tensor, padding: tuple[int, int]) -> torch.Tensor:
+    """``(C, 1, K, K)``: the convolution of the images with the gradients of their outputs, summed."""
+    images = max(1, CHUNK // input[0].numel())
+    parts = []
+    for x, g in zip(input.split(images), grad.split(images), strict=True):
+        count = len(x) * x.shape[1]
+        if max(padding) > NCHW_PADDING:
+            x = x.permute(2, 3, 0, 1).contiguous().view(1, *x.shape[2:], count).permute(0, 3, 1, 2)
+        else:
+            x = x.contiguous().view(1, count, *x.shape[2:])
+        kernels = g.reshape(count, 1, *g.shape[2:])
+        lags = F.conv2d(x, kernels, padding=padding, groups=count)
+        parts.append(lags.view(-1, input.shape[1], *lags.shape[2:]).sum(0))
+    return torch.stack(parts).sum(0).unsqueeze(1)
 
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(input: torch.Tensor, weight: torch.Tensor, padding: tuple[int, int]) -> torch.Tensor:
-        if min(weight.shape[2:]) < LARGE_FROM or input.is_contiguous(memory_format=torch.channels_last):
-            return F.conv2d(input, weight, padding=padding, groups=len(weight))
-        detour = input.contiguous(memory_format=torch.channels_last)
-        return F.conv2d(detour, weight, padding=padding, groups=len(weight)).contiguous()
+        return _convolve(input, weight, padding)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -82,35 +114,21 @@ class _Convolution(torch.autograd.Function):
         of_input, of_weight = ctx.needs_input_grad[:2]
         return (
             _input_gradient(grad, weight, ctx.padding) if of_input else None,
-            _Correlation.apply(input, grad, tuple(weight.shape[2:]), ctx.padding) if of_weight else None,
+            _Correlation.apply(input, grad, ctx.padding) if of_weight else None,
             None,
         )
 
 
 class _Correlation(torch.autograd.Function):
-    """The weight gradient ``(C, 1, K, K)`` as a function of input and output gradient, linear in both."""
+    """The weight gradient as a function of input and output gradient, linear in both."""
 
     @staticmethod
-    def forward(
-        input: torch.Tensor, grad: torch.Tensor, size: tuple[int, int], padding: tuple[int, int]
-    ) -> torch.Tensor:
-        # lags from -padding to K - 1 - padding are wanted; others may wrap around
-        reach = [
-            (input.shape[2 + a] + p, grad.shape[2 + a] + k - 1 - p, k)
-            for a, (k, p) in enumerate(zip(size, padding, strict=True))
-        ]
-        sides = [_smooth(max(lengths)) for lengths in reach]
-        images = max(1, FFT_BATCH // (input.shape[1] * sides[0] * sides[1]))
-        spectrum: Any = 0
-        for x, g in zip(input.split(images), grad.split(images), strict=True):
-            transformed = [torch.fft.rfft2(t.contiguous(), s=sides) for t in (x, g)]
-            spectrum = spectrum + (transformed[0] * transformed[1].conj()).sum(0)
-        lags = torch.fft.irfft2(spectrum, s=sides).roll(padding, (-2, -1))
-        return lags[:, None, : size[0], : size[1]].contiguous()
+    def forward(input: torch.Tensor, grad: torch.Tensor, padding: tuple[int, int]) -> torch.Tensor:
+        return _correlate(input, grad, padding)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        input, grad, _, ctx.padding = inputs
+        input, grad, ctx.padding = inputs
         ctx.save_for_backward(input, grad)
 
     @staticmethod
@@ -121,29 +139,9 @@ class _Correlation(torch.autograd.Function):
             _input_gradient(grad, weight, ctx.padding) if of_input else None,
             _Convolution.apply(input, weight, ctx.padding) if of_grad else None,
             None,
-            None,
         )
 
 
 def _input_gradient(grad: torch.Tensor, weight: torch.Tensor, padding: tuple[int, int]) -> torch.Tensor:
-    size = weight.shape[2:]
-    if min(size) >= LARGE_FROM and min(grad.shape[2:]) >= SMALL_IMAGE:
-        outer = tuple(k - 1 - p for k, p in zip(size, padding, strict=True))
-        return _Convolution.apply(grad, weight.flip(-2, -1), outer)
-    shape = (
-        *grad.shape[:2],
-        *(g + k - 1 - 2 * p for g, k, p in zip(grad.shape[2:], size, padding, strict=True)),
-    )
-    return conv2d_input(shape, weight, grad, padding=padding, groups=len(weight))
-
-
-def _smooth(n: int) -> int:
-    """The first number from ``n`` on without prime factors above 5: a fast length for an FFT."""
-    while True:
-        rest = n
-        for factor in (2, 3, 5):
-            while rest % factor == 0:
-                rest //= factor
-        if rest == 1:
-            return n
-        n += 1
+    outer = tuple(k - 1 - p for k, p in zip(weight.shape[2:], padding, strict=True))
+    return _Convolution.apply(grad, weight.flip(-2, -1), outer)

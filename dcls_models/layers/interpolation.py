@@ -1,8 +1,9 @@
 """From learned positions to a dense kernel: the whole of DCLS, as pure functions.
 
-Every element of a kernel spreads its weight over the pixels near its position. The interpolation map
-of one element is a product of one factor per axis, so a kernel is a batched matrix product of
-``(kernel_count, K)`` factors and no ``K x K x kernel_count`` tensor is ever made.
+Every element of a kernel spreads its weight over the pixels near its position. The interpolation map of one
+element is a product of one factor per axis, and no ``K x K x kernel_count`` tensor is ever made: a learned
+width may reach every pixel, so the factors are dense, ``(kernel_count, K)``, and a kernel is their batched
+matrix product; without one, an element reaches two pixels per axis, and its shares are added in their places.
 
 Shape letters: ``...`` any leading dimensions (out_channels, in_channels // groups, and the dense
 axes of the ``N_1d`` layers), ``n`` kernel_count, ``k`` the size of one axis.
@@ -11,6 +12,7 @@ Sources: bilinear, Khalfaoui-Hassani et al. 2021 (arXiv:2112.03740); triangle an
 (arXiv:2306.00817).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
@@ -22,22 +24,12 @@ GAUSS_FLOOR = 1e-13  # smaller shares count as nothing: far below EPSILON, which
 EPSILON = 1e-7  # keeps the normaliser of an element that lies far outside the kernel away from zero
 
 
-def bilinear(pixel: torch.Tensor, position: torch.Tensor, width: torch.Tensor | None) -> torch.Tensor:
-    """Shares one unit between the two pixels around the position; at an integer it slopes right."""
-    left = position.floor()
-    right_share = position - left
-    offset = pixel - left
-    share = torch.where(offset == 0, 1 - right_share, right_share)
-    return torch.where((offset == 0) | (offset == 1), share, 0)
+def triangle(pixel: torch.Tensor, position: torch.Tensor, width: torch.Tensor) -> torch.Tensor:
+    """A triangle of half-width ``width`` around the position."""
+    return (width - (pixel - position).abs()).relu()
 
 
-def triangle(pixel: torch.Tensor, position: torch.Tensor, width: torch.Tensor | None) -> torch.Tensor:
-    """A triangle of half-width ``width`` around the position (1 where the version learns no width)."""
-    distance = (pixel - position).abs()
-    return ((1 if width is None else width) - distance).relu()
-
-
-def gaussian(pixel: torch.Tensor, position: torch.Tensor, width: torch.Tensor | None) -> torch.Tensor:
+def gaussian(pixel: torch.Tensor, position: torch.Tensor, width: torch.Tensor) -> torch.Tensor:
     """A Gaussian of standard deviation ``width`` around the position."""
     z = (pixel - position) * (0.5**0.5 / width)
     share = torch.exp((z * -z).clamp(min=-32))
@@ -48,23 +40,25 @@ class Scheme(NamedTuple):
     """One way to spread an element over its neighbouring pixels.
 
     Attributes:
-        factor: ``(pixel (k,), position (..., n, 1), width (..., n, 1) or None) -> (..., n, k)``.
         normalised: Whether the map of an element is divided by its sum over the whole kernel.
+        slope_on_pixel: Without a learned width: whether a position on a pixel has a gradient (to the right).
+        factor: With one: ``(pixel (k,), position (..., n, 1), width (..., n, 1)) -> (..., n, k)``.
         sigma_offset: The width is ``|sigma| + sigma_offset`` pixels; None where nothing is learned.
         sigma_init: What ``sigma`` starts from.
     """
 
-    factor: Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
     normalised: bool
+    slope_on_pixel: bool = False
+    factor: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor] | None = None
     sigma_offset: float | None = None
     sigma_init: float = 0.0
 
 
 SCHEMES: dict[str, Scheme] = {
-    "v0": Scheme(bilinear, normalised=False),
-    "v1": Scheme(triangle, normalised=True),
-    "max": Scheme(triangle, normalised=True, sigma_offset=1.0, sigma_init=0.0),
-    "gauss": Scheme(gaussian, normalised=True, sigma_offset=0.27, sigma_init=0.23),
+    "v0": Scheme(normalised=False, slope_on_pixel=True),  # bilinear
+    "v1": Scheme(normalised=True),  # a triangle of half-width 1
+    "max": Scheme(normalised=True, factor=triangle, sigma_offset=1.0, sigma_init=0.0),
+    "gauss": Scheme(normalised=True, factor=gaussian, sigma_offset=0.27, sigma_init=0.23),
 }
 
 
@@ -92,25 +86,65 @@ def dense_kernel(
         The kernel, ``(..., *size)``, in the dtype of ``weight``; computed in float32 at least.
     """
     scheme = SCHEMES[version]
-    offset = (scheme.sigma_offset or 0.0) if sigma_offset is None else sigma_offset
     dtype = torch.promote_types(weight.dtype, torch.float32)
-    factors = []
-    for axis, k in enumerate(size):
-        pixel = torch.arange(k, device=weight.device, dtype=dtype) - k // 2
-        width = None if sigma is None else sigma[axis].to(dtype).abs().unsqueeze(-1) + offset
-        factors.append(scheme.factor(pixel, positions[axis].to(dtype).unsqueeze(-1), width))
+    rows = [positions[axis].to(dtype) for axis in range(len(size))]
+    if scheme.factor is None:
+        kernel = _add_in_place(weight.to(dtype), rows, size, scheme)
+    else:
+        assert sigma is not None, f"version {version} learns its widths"
+        offset = (scheme.sigma_offset or 0.0) if sigma_offset is None else sigma_offset
+        widths = [sigma[axis].to(dtype).abs() + offset for axis in range(len(size))]
+        kernel = _multiply_factors(weight.to(dtype), rows, widths, size, scheme)
+    return kernel.reshape(*weight.shape[:-1], *size).to(weight.dtype)
 
-    left = weight.to(dtype).unsqueeze(-1)  # ... n 1
+
+def _add_in_place(
+    weight: torch.Tensor, positions: Sequence[torch.Tensor], size: Sequence[int], scheme: Scheme
+) -> torch.Tensor:
+    """Adds the shares of the ``2**len(size)`` pixels around every element to a kernel of zeros."""
+    share, index = weight.unsqueeze(0), torch.zeros_like(weight, dtype=torch.long).unsqueeze(0)
+    total = torch.ones_like(weight)
+    for position, k in zip(positions, size, strict=True):
+        left = position.floor()
+        right_share = position - left
+        if not scheme.slope_on_pixel:
+            right_share = torch.where(right_share == 0, 0, right_share)
+        place = torch.stack((left, left + 1)).long() + k // 2  # 2 ... n
+        inside = (place >= 0) & (place < k)
+        part = torch.stack((1 - right_share, right_share)) * inside
+        if scheme.normalised:
+            total = total * part.sum(0)
+        share = (share.unsqueeze(1) * part).flatten(0, 1)  # (product of twos) ... n
+        index = (index.unsqueeze(1) * k + place.where(inside, 0)).flatten(0, 1)
     if scheme.normalised:
-        total = factors[0].sum(-1, keepdim=True)
-        for factor in factors[1:]:
+        share = share / (total + EPSILON)
+    kernel = weight.new_zeros(*weight.shape[:-1], math.prod(size))
+    return kernel.scatter_add(-1, index.movedim(0, -1).flatten(-2), share.movedim(0, -1).flatten(-2))
+
+
+def _multiply_factors(
+    weight: torch.Tensor,
+    positions: Sequence[torch.Tensor],
+    widths: Sequence[torch.Tensor],
+    size: Sequence[int],
+    scheme: Scheme,
+) -> torch.Tensor:
+    """The matrix product of all axes but the last with the last; one element is one step of its sum."""
+    assert scheme.factor is not None
+    factors = []
+    for position, width, k in zip(positions, widths, size, strict=True):
+        pixel = torch.arange(k, device=weight.device, dtype=weight.dtype) - k // 2
+        factors.append(scheme.factor(pixel, position.unsqueeze(-1), width.unsqueeze(-1)))
+    left = weight.unsqueeze(-1)  # ... n 1
+    if scheme.normalised:
+        total = torch.ones_like(left)
+        for factor in factors:
             total = total * factor.sum(-1, keepdim=True)
         left = left / (total + EPSILON)
     for factor in factors[:-1]:
         left = (left.unsqueeze(-1) * factor.unsqueeze(-2)).flatten(-2)  # ... n (product of sizes)
     with _without_autocast(weight.device.type):
-        kernel = left.transpose(-1, -2) @ factors[-1]  # ... (product of sizes) k
-    return kernel.reshape(*weight.shape[:-1], *size).to(weight.dtype)
+        return left.transpose(-1, -2) @ factors[-1]  # ... (product of sizes) k
 
 
 def _without_autocast(device_type: str) -> torch.autocast | nullcontext[None]:
