@@ -2,6 +2,7 @@
 
 from .checkpoint import CheckpointError
 from .dclsify import dclsify
+from .layers import trim
 from .models import ConvNeXtDcls, FastVitDcls, MetaFormerDcls, ResNetDcls
 from .warm_start import WarmStart, warm_start
 
@@ -15,5 +16,6 @@ __all__ = [
     "ResNetDcls",
     "WarmStart",
     "dclsify",
+    "trim",
     "warm_start",
 ]

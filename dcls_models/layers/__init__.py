@@ -2,6 +2,7 @@
 
 from .dcls import Dcls1d, Dcls2_1d, Dcls2d, Dcls2dK1d, Dcls2dSame, Dcls3_1d, Dcls3d, DclsNd
 from .interpolation import SCHEMES, dense_kernel
+from .trimming import trim
 
 __all__ = [
     "SCHEMES",
@@ -14,4 +15,5 @@ __all__ = [
     "Dcls3d",
     "DclsNd",
     "dense_kernel",
+    "trim",
 ]

@@ -17,6 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 from .depthwise import depthwise_conv2d
 from .interpolation import SCHEMES, dense_kernel
 from .positions import Holder, hold, inside, project_, track
+from .trimming import trim as trim_convolutions
 
 torch.fx.wrap("dense_kernel")
 torch.fx.wrap("inside")
@@ -102,6 +103,7 @@ class DclsNd(_ConvNd):
         self.kernel_count = kernel_count
         self.dilated_kernel_size = learned_size
         self.version = version
+        self._cache: tuple[list[Any], list[torch.Tensor], torch.Tensor] | None = None  # _cached_kernel
         self._shared: tuple[nn.Module] | None = None  # in a tuple, so that it is not registered as a child
 
         shape = (out_channels, in_channels // groups, *dense_kernel_size, kernel_count)
@@ -186,9 +188,39 @@ class DclsNd(_ConvNd):
         else:
             if self.training and not torch.compiler.is_compiling():  # there, the optimizer's hook does it
                 project_(self.holder())
-            if positions is None:
-                positions, sigma = self.positions, self.sigma
-            return self._convolve(input, self._kernel(positions, sigma))
+            if positions is not None:
+                return self._convolve(input, self._kernel(positions, sigma))
+            return self._convolve(input, self._cached_kernel())
+
+    def _cached_kernel(self) -> torch.Tensor:
+        """The kernel; in eval mode without gradients it is built once and kept.
+
+        It is built again after ``train()`` or ``eval()``, after a load, cast or move, and when a parameter
+        was replaced or written to. Writes through ``.data`` in between are not seen (call ``eval()``).
+        Parameters made in inference mode count no writes: with them, nothing is kept.
+        """
+        sources = [t for t in (self.weight, self.positions, self.sigma) if t is not None]
+        if (
+            self.training
+            or torch.is_grad_enabled()
+            or torch.compiler.is_compiling()
+            or torch.jit.is_tracing()
+            or any(type(t) is not nn.Parameter or t.is_inference() for t in sources)
+        ):
+            return self.kernel()
+        state = [(id(t), t._version, t.data_ptr()) for t in sources]
+        if self._cache is None or self._cache[0] != state:
+            self._cache = (state, sources, self.kernel())  # with the sources, so that no id is used again
+        return self._cache[2]
+
+    def train(self, mode: bool = True) -> "DclsNd":
+        """As ``nn.Module.train``."""
+        self._cache = None
+        return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> "DclsNd":
+        self._cache = None
+        return super()._apply(*args, **kwargs)
 
     def _convolve(self, input: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
         return self._conv_forward(input, kernel, self.bias)
@@ -199,8 +231,13 @@ class DclsNd(_ConvNd):
         return self
 
     @torch.no_grad()
-    def fuse(self) -> _ConvNd:
-        """The equivalent plain ``nn.ConvNd`` (the protocol of ``timm.utils.model.reparameterize_model``)."""
+    def fuse(self, trim: bool = False, tolerance: float = 0.0) -> _ConvNd:
+        """The equivalent plain ``nn.ConvNd`` (the protocol of ``timm.utils.model.reparameterize_model``).
+
+        Args:
+            trim: Whether to cut the empty borders of the kernel: see ``trim``, which does it for a model.
+            tolerance: The largest absolute weight that counts as empty; with 0 the outputs stay the same.
+        """
         # timm's Conv2dSame does not take a padding_mode
         mode = {} if self.padding_mode == "zeros" else {"padding_mode": self.padding_mode}
         conv = self.dense_class(
@@ -218,6 +255,8 @@ class DclsNd(_ConvNd):
         conv.weight = nn.Parameter(self.kernel(), requires_grad=self.weight.requires_grad)
         if self.bias is not None:
             conv.bias = nn.Parameter(self.bias.clone(), requires_grad=self.bias.requires_grad)
+        if trim:
+            trim_convolutions(conv, tolerance)
         return conv
 
     def extra_repr(self) -> str:
@@ -235,7 +274,8 @@ class DclsNd(_ConvNd):
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied or pickled."""
-        return {k: v for k, v in self.__dict__.items() if k != "_scripted_kernel"}
+        derived = {"_cache": None}
+        return {k: v for k, v in self.__dict__.items() if k != "_scripted_kernel"} | derived
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copied or unpickled layer is known to the optimizer hook as well."""

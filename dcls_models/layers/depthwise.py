@@ -45,20 +45,22 @@ def depthwise_conv2d(
     Returns:
         ``(N, C, H + 2 padding - K + 1, W + 2 padding - K + 1)``, equal to ``F.conv2d`` up to rounding.
     """
-    if min(weight.shape[2:]) < OURS_FROM or not _is_ours(input, weight, padding):
+    if not _is_ours(input, weight, padding):
         return F.conv2d(input, weight, bias, padding=padding, groups=len(weight))
     output = _Convolution.apply(input, weight, tuple(padding))
     return output if bias is None else output + bias[:, None, None]
 
 
 def _is_ours(input: torch.Tensor, weight: torch.Tensor, padding: Sequence[int]) -> bool:
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled("cpu"):
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or min(weight.shape[2:]) < OURS_FROM:
+        return False
+    if input.device.type != "cpu" or "AVX" not in _CAPABILITY or torch.is_autocast_enabled("cpu"):
         return False
     if any(is_functorch_wrapped_tensor(t) for t in (input, weight)) or forward_ad._current_level >= 0:
         return False  # vmap and forward-mode derivatives
     if any(p >= k for p, k in zip(padding, weight.shape[2:], strict=True)):
         return False
-    if input.device.type != "cpu" or input.ndim != 4 or not input.numel() or "AVX" not in _CAPABILITY:
+    if input.ndim != 4 or not input.numel():
         return False
     if not input.dtype == weight.dtype == torch.float32:
         return False  # oneDNN has no float64
