@@ -46,7 +46,7 @@ def depthwise_conv2d(
         ``(N, C, H + 2 padding - K + 1, W + 2 padding - K + 1)``, equal to ``F.conv2d`` up to rounding.
     """
     if not _is_ours(input, weight, padding):
-        return F.conv2d(input, weight, bias, padding=padding, groups=len(weight))
+        return F.conv2d(input, weight, bias, padding=padding, groups=weight.shape[0])
     output = _Convolution.apply(input, weight, tuple(padding))
     return output if bias is None else output + bias[:, None, None]
 
