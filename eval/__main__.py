@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import platform
 import shlex
 import sys
@@ -11,25 +12,45 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler would report on itself
+
 import timm
 import torch
 
 import dcls_models
 from dcls_models.loading import load_model
+from eval import layers, throughput
 from eval.accuracy import accuracy, write_predictions
 from eval.images import image_folder
 from eval.pictures import draw_kernels, draw_predictions, predict
 
+LAYER_PARTS = ("construction", "convolution", "peers")
 
-def provenance(argv: Sequence[str]) -> dict[str, Any]:
+
+def provenance(arguments: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     """What every result says about how it came to be."""
     versions = {"torch": torch.__version__, "timm": timm.__version__, "dcls_models": dcls_models.__version__}
     return {
         "command": shlex.join(["python", "-m", "eval", *argv]),
         "date": date.today().isoformat(),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "machine": machine(getattr(arguments, "device", "cpu")),
         "versions": {"python": platform.python_version(), **versions},
     }
+
+
+def machine(device: str) -> str:
+    """The accelerator's name, or the processor's with the number of threads used."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes a result."""
+    path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def run_accuracy(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
@@ -38,12 +59,12 @@ def run_accuracy(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
     dataset = image_folder(arguments.data, model)
     found, logits = accuracy(model, dataset, arguments.batch_size, arguments.workers)
     name = str(arguments.checkpoint or arguments.model)
-    result = {"model": name, **found, **provenance(argv)}
+    result = {"model": name, **found, **provenance(arguments, argv)}
     print(f"{name}: top-1 {result['top1']} %, top-5 {result['top5']} % of {result['n']} images")
     if arguments.predictions:
         write_predictions(arguments.predictions, model, dataset, logits)
     if arguments.output:
-        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+        write_json(arguments.output, result)
 
 
 def run_kernels(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
@@ -61,6 +82,46 @@ def run_predict(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
         print(f"{image}: " + ", ".join(f"{name} {probability:.1%}" for name, probability in best))
     if arguments.output:
         draw_predictions(images, found, arguments.output)
+
+
+def run_throughput(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
+    """Times models side by side."""
+    torch.set_num_threads(arguments.threads or torch.get_num_threads())
+    settings = throughput.Settings(
+        arguments.batch_size,
+        arguments.img_size,
+        arguments.device,
+        getattr(torch, arguments.dtype),
+        arguments.compile,
+        arguments.pretrained,
+    )
+    rows = throughput.throughput(arguments.models, arguments.modes, settings, arguments.rounds)
+    print(throughput.table(rows))
+    if arguments.output:
+        write_json(arguments.output, {"rows": rows, **provenance(arguments, argv)})
+    if arguments.picture:
+        throughput.draw(rows, arguments.picture)
+
+
+def run_layers(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
+    """Times kernel construction and depthwise convolution."""
+    torch.set_num_threads(arguments.threads or torch.get_num_threads())
+    device, rounds, parts = arguments.device, arguments.rounds, arguments.parts
+    dtype = getattr(torch, arguments.dtype)
+    found: dict[str, list[dict[str, Any]]] = {part: [] for part in LAYER_PARTS}
+    if "construction" in parts:
+        found["construction"] = layers.construction(device, rounds, arguments.models[0], arguments.authors)
+    if "convolution" in parts:
+        found["convolution"] = layers.convolution(
+            device, rounds, arguments.batch_sizes, arguments.kernel_sizes, dtype, arguments.models
+        )
+    if "peers" in parts:
+        found["peers"] = layers.peers(device, rounds, arguments.models[0])
+    print(layers.tables(found))
+    if arguments.output:
+        write_json(arguments.output, {**found, **provenance(arguments, argv)})
+    if arguments.picture:
+        layers.draw(found, arguments.picture)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -88,6 +149,40 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("images", nargs="+", help="image files, or patterns of them")
     command.add_argument("--output", type=Path, help="PNG file to write")
     command.set_defaults(run=run_predict)
+
+    timed = argparse.ArgumentParser(add_help=False)
+    timed.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    timed.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    timed.add_argument("--threads", type=int, help="of the CPU")
+    timed.add_argument("--rounds", type=int, default=15, help="runs of each, in turns")
+    timed.add_argument("--output", type=Path, help="JSON file to write")
+    timed.add_argument("--picture", type=Path, help="PNG file to write")
+
+    command = commands.add_parser("throughput", parents=[timed], help="images per second, side by side")
+    models_help = f"timm names, folders, Hub ids; the first is the baseline; {throughput.AUTHORS}NAME for"
+    models_help += " a model of the zoo with the layers of the authors' package"
+    command.add_argument("--models", nargs="+", required=True, metavar="MODEL", help=models_help)
+    modes_help = "; ".join(f"{mode}: {text}" for mode, text in throughput.MODES.items())
+    command.add_argument(
+        "--modes",
+        nargs="+",
+        default=["train", "inference", "deployed"],
+        choices=throughput.MODES,
+        help=modes_help,
+    )
+    command.add_argument("--batch-size", type=int, default=4)
+    command.add_argument("--img-size", type=int, help="pixels; each model's own by default")
+    command.add_argument("--compile", action="store_true", help="torch.compile the models")
+    command.add_argument("--pretrained", action="store_true", help="with weights, for --modes trimmed")
+    command.set_defaults(run=run_throughput)
+
+    command = commands.add_parser("layers", parents=[timed], help="kernel construction and convolution")
+    command.add_argument("--parts", nargs="+", default=LAYER_PARTS, choices=LAYER_PARTS)
+    command.add_argument("--no-authors", dest="authors", action="store_false", help="without their package")
+    command.add_argument("--batch-sizes", nargs="+", type=int, default=layers.BATCH_SIZES)
+    command.add_argument("--kernel-sizes", nargs="+", type=int, default=layers.KERNEL_SIZES)
+    command.add_argument("--models", nargs="+", default=layers.MODELS, help="of the zoo: whose shapes")
+    command.set_defaults(run=run_layers)
     return top
 
 
@@ -95,8 +190,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs one subcommand."""
     argv = sys.argv[1:] if argv is None else list(argv)
     arguments = parser().parse_args(argv)
-    for file in (arguments.output, getattr(arguments, "predictions", None)):
-        if file:
+    for name in ("output", "predictions", "picture"):
+        if file := getattr(arguments, name, None):
             file.parent.mkdir(parents=True, exist_ok=True)
     arguments.run(arguments, argv)
 

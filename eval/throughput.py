@@ -1,0 +1,172 @@
+"""Training steps and inference of whole models, side by side in one run."""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib.pyplot as plt
+import timm
+import torch
+from timm.utils.model import reparameterize_model
+from torch import nn
+
+import dcls_models
+from eval.peers import with_authors_layers
+from eval.timing import markdown_table, time_in_turns
+
+AUTHORS = "authors:"  # before a name of the zoo: its model with the layers of the authors' package
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+MODES = {
+    "train": "a training step: forward, backward, AdamW",
+    "inference": "eval mode, without gradients",
+    "deployed": "inference after re-parameterization",
+    "trimmed": "deployed, with empty borders of kernels cut off",
+}
+
+
+class Settings(NamedTuple):
+    """How models are run.
+
+    Attributes:
+        batch_size: Images per step.
+        img_size: Side of the images, in pixels; each model's own where None.
+        device: Where to compute.
+        dtype: float32, or a shorter one for autocast.
+        compiled: Whether to ``torch.compile`` the models.
+        pretrained: Whether to load weights; only trimming depends on them.
+    """
+
+    batch_size: int = 4
+    img_size: int | None = None
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+    compiled: bool = False
+    pretrained: bool = False
+
+
+def build(name: str, mode: str, pretrained: bool = False) -> nn.Module:
+    """The model as it is used in one of ``MODES``.
+
+    Args:
+        name: A timm name, ``local-dir:FOLDER``, ``hf-hub:USER/NAME``, or one of the zoo after ``AUTHORS``.
+        mode: A key of ``MODES``.
+        pretrained: Whether to load weights.
+    """
+    model = timm.create_model(name.removeprefix(AUTHORS), pretrained=pretrained)
+    if name.startswith(AUTHORS):
+        model = with_authors_layers(model)
+    model.train(mode == "train")
+    if mode in ("deployed", "trimmed"):
+        model = reparameterize_model(model)
+    return dcls_models.trim(model) if mode == "trimmed" else model
+
+
+def _step(model: nn.Module, images: torch.Tensor, mode: str, dtype: torch.dtype) -> Callable[[], object]:
+    """One training step or inference, with autocast where ``dtype`` is a short one."""
+    autocast = torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32)
+    if mode != "train":
+
+        def infer() -> torch.Tensor:
+            with torch.inference_mode(), autocast:
+                return model(images)
+
+        return infer
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=images.device.type == "cuda")
+    labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
+
+    def train() -> None:
+        optimizer.zero_grad()
+        with autocast:
+            loss = nn.functional.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+
+    return train
+
+
+def throughput(
+    names: Sequence[str],
+    modes: Sequence[str] = ("train", "inference", "deployed"),
+    settings: Settings = Settings(),  # noqa: B008 (immutable)
+    rounds: int = 15,
+) -> list[dict[str, Any]]:
+    """Times models against the first one, each in the memory layout that is the faster one for it.
+
+    Args:
+        names: What ``build`` takes; the first is the baseline.
+        modes: Keys of ``MODES``.
+        settings: How to run them.
+        rounds: Runs of each model in each mode.
+
+    Returns:
+        Per mode and model: ``model``, ``mode``, ``layout``, ``ms`` (median, quartiles, runs),
+        ``images_per_second`` and ``speed`` (times that of the baseline).
+    """
+    rows = []
+    for mode in modes:
+        best = {name: _best_layout(name, mode, settings) for name in names}
+        timings = time_in_turns({name: step for name, (_, step) in best.items()}, settings.device, rounds)
+        for name, ms in timings.items():
+            row = {"model": name, "mode": mode, "layout": best[name][0], "ms": ms._asdict()}
+            row["images_per_second"] = round(1e3 * settings.batch_size / ms.median, 2)
+            row["speed"] = round(timings[names[0]].median / ms.median, 4)
+            rows.append(row)
+        del best  # the models, before the next are made
+    return rows
+
+
+def _best_layout(name: str, mode: str, settings: Settings) -> tuple[str, Callable[[], object]]:
+    steps = {}
+    for layout, memory_format in LAYOUTS.items():
+        model = build(name, mode, settings.pretrained).to(settings.device, memory_format=memory_format)
+        side = settings.img_size or model.default_cfg["input_size"][-1]
+        images = torch.randn(settings.batch_size, 3, side, side, device=settings.device)
+        if settings.compiled:
+            model.compile()
+        steps[layout] = _step(model, images.contiguous(memory_format=memory_format), mode, settings.dtype)
+    timings = time_in_turns(steps, settings.device, rounds=3, seconds=0)
+    best = min(timings, key=lambda layout: timings[layout].median)
+    return best, steps[best]
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as Markdown."""
+    header = ["model", "mode", "layout", "ms per step", "images/s", "speed"]
+    return markdown_table(
+        header,
+        [
+            [
+                row["model"],
+                row["mode"],
+                row["layout"],
+                f"{row['ms']['median']:.1f}",
+                f"{row['images_per_second']:.1f}",
+                f"{row['speed']:.2f}x",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """One panel per mode, one bar per model: speed, on a logarithmic axis, 1 = the first model."""
+    modes = list(dict.fromkeys(row["mode"] for row in rows))
+    figure, axes = plt.subplots(
+        1, len(modes), figsize=(4 * len(modes) + 1, 1 + 0.3 * len(rows) / len(modes)), squeeze=False
+    )
+    for mode, axis in zip(modes, axes[0], strict=True):
+        shown = [row for row in rows if row["mode"] == mode][::-1]
+        names = [row["model"] for row in shown]
+        ours = ["tab:blue" if "dcls" in n and not n.startswith(AUTHORS) else "tab:gray" for n in names]
+        bars = axis.barh(names, [row["speed"] for row in shown], color=ours)
+        axis.bar_label(bars, [f" {row['speed']:.2f}" for row in shown], fontsize=8)
+        axis.set(title=mode, xscale="log", xlabel=f"images/s, 1 = {rows[0]['model']}")
+        axis.set_xlim(right=2 ** math.ceil(math.log2(max(row["speed"] for row in shown)) + 1))
+        axis.axvline(1, color="black", linewidth=0.8)
+        if axis is not axes[0][0]:
+            axis.set_yticklabels([])
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,86 @@
+"""Timing things side by side: in turns, with cold caches, on any device."""
+
+import time
+from collections.abc import Callable, Mapping
+from statistics import quantiles
+from typing import NamedTuple
+
+import torch
+
+FLUSHED = 2**24  # float32 numbers (64 MiB), more than the last-level cache of most processors holds
+
+
+class Timing(NamedTuple):
+    """Milliseconds of one call: the median of its runs and the quartiles around it."""
+
+    median: float
+    low: float
+    high: float
+    runs: int
+
+
+def time_in_turns(
+    calls: Mapping[str, Callable[[], object]],
+    device: torch.device | str = "cpu",
+    rounds: int = 15,
+    seconds: float = 60.0,
+    warmup: float = 0.5,
+) -> dict[str, Timing]:
+    """Times every call once per round, so that what else the machine does hits all of them alike.
+
+    Between two calls the caches are overwritten. The order turns around in every second round.
+
+    Args:
+        calls: What to time, by name.
+        device: Where the calls compute; an accelerator is waited for before and after each.
+        rounds: Most runs of each.
+        seconds: A call that has used up this much is left out of further rounds, after three runs.
+        warmup: Seconds of runs before the first round; each call runs once at least.
+
+    Returns:
+        The timing of every call.
+    """
+    device = torch.device(device)
+    junk = torch.zeros(FLUSHED, device=device)
+
+    def run(call: Callable[[], object]) -> float:
+        junk.add_(1)
+        _wait_for(device)
+        start = time.perf_counter()
+        call()
+        _wait_for(device)
+        return time.perf_counter() - start
+
+    end = time.perf_counter() + warmup
+    while [run(call) for call in calls.values()] and time.perf_counter() < end:
+        pass
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(rounds):
+        names = [n for n, times in found.items() if len(times) < 3 or sum(times) < seconds]
+        for name in names if turn % 2 == 0 else reversed(names):
+            found[name].append(run(calls[name]))
+    return {name: _timing(times) for name, times in found.items()}
+
+
+def _timing(times: list[float]) -> Timing:
+    low, median, high = (1e3 * t for t in quantiles(times * 2 if len(times) == 1 else times, n=4))
+    return Timing(round(median, 4), round(low, 4), round(high, 4), len(times))
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    """A table that a README can hold: the first column to the left, numbers to the right."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = [header, ["-" * w if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)], *rows]
+    padded = (
+        [
+            cell.ljust(w) if i == 0 else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        ]
+        for line in lines
+    )
+    return "\n".join("| " + " | ".join(line) + " |" for line in padded)
