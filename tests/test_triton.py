@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import gpu_roofline
 from dcls_models.layers import triton_depthwise as module
 
 HERE = Path(__file__).parent
@@ -127,3 +128,8 @@ class TestDispatch:
         done = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parent, timeout=120)
         assert "dcls_models.layers.triton_depthwise" in done.stdout.split(), done.stderr
         assert "dcls_models.layers.triton_kernels" not in done.stdout.split()
+
+
+def test_the_roofline_that_is_documented():
+    page = (HERE.parent / "docs" / "gpu.md").read_text(encoding="utf-8")
+    assert "\n".join(gpu_roofline.table()) in page

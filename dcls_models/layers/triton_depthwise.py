@@ -86,7 +86,7 @@ def convolution(input: torch.Tensor, weight: torch.Tensor, padding: Sequence[int
         ``(N, C, H + 2 padding - K + 1, W + 2 padding - K + 1)`` in the dtype of ``input``.
     """
     plan = _plan(_extents(input.shape, weight.shape, padding), input.dtype)
-    values = _aligned(input, plan.columns.left, plan.columns.stored)
+    values = _aligned(input, plan.columns.left, plan.widths[0])
     output = input.new_empty(*input.shape[:2], *plan.out)
     patches = len(input) * plan.tiles
     block_m = _block(patches, 128 if input.dtype.itemsize == 2 else 64)
@@ -124,8 +124,8 @@ def correlation(
     """
     channels = input.shape[1]
     plan = _plan(_extents(input.shape, (channels, 1, *size), padding), input.dtype)
-    values = _aligned(input, plan.columns.left, plan.columns.stored)
-    grads = _aligned(grad, 0, plan.columns.tiles * plan.columns.block)
+    values = _aligned(input, plan.columns.left, plan.widths[0])
+    grads = _aligned(grad, 0, plan.widths[1])
     block_m = _block(len(input) * plan.tiles, 64 if input.dtype.itemsize == 2 else 32)
     group = max(1, block_m // plan.tiles)  # images at a time
     lots = -(-group * plan.tiles // block_m)
@@ -177,11 +177,6 @@ class Axis(NamedTuple):
         return cls(block, tiles, min(block + kernel - 1, inputs + padding) - first, first, padding - first)
 
     @property
-    def stored(self) -> int:
-        """Inputs from the first window's start to the last one's end."""
-        return (self.tiles - 1) * self.block + self.window
-
-    @property
     def products(self) -> int:
         """Multiply-adds along this axis of one image."""
         return self.tiles * self.block * self.window
@@ -214,6 +209,16 @@ class Plan(NamedTuple):
     def products(self) -> int:
         """Multiply-adds of one channel of one image, those with zeros counted in."""
         return self.rows.products * self.columns.products
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Of the stored inputs, from the first window's start to the last one's end, and of output gradients.
+
+        They are multiples of 16, which the compiler turns into loads of 16 bytes.
+        """
+        axis = self.columns
+        inputs, grads = (axis.tiles - 1) * axis.block + axis.window, axis.tiles * axis.block
+        return -(-inputs // 16) * 16, -(-grads // 16) * 16
 
     @property
     def numbers(self) -> tuple[int, ...]:
@@ -264,10 +269,7 @@ def _block(patches: int, most: int) -> int:
 
 
 def _aligned(image: torch.Tensor, left: int, width: int) -> torch.Tensor:
-    """A copy with ``left`` zeros before each row and zeros after it up to ``width``, a multiple of 8.
-
-    Loads then are of 16 bytes instead of single numbers, and images of either memory layout look the same.
-    """
+    """A copy in rows of ``width``, after ``left`` zeros; images of either layout then look the same."""
     right = left + image.shape[3]
     copy = image.new_empty(*image.shape[:3], width)
     copy[..., :left] = 0
