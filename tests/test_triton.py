@@ -88,7 +88,7 @@ def test_both_kernels_compile_for_matrix_units(capability, dtype, units, monkeyp
     note = lambda kernel, *a, grid, warmup, **constants: launches.append((kernel, a, constants))  # noqa: E731
     monkeypatch.setattr(triton.JITFunction, "run", note)
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    x, w = torch.zeros(64, 2, 28, 28, dtype=dtype), torch.zeros(2, 1, 17, 17, dtype=dtype)
+    x, w = torch.zeros(64, 2, 14, 14, dtype=dtype), torch.zeros(2, 1, 17, 17, dtype=dtype)
     module.convolution(x, w, (8, 8))
     module.correlation(x, x, (17, 17), (8, 8))
     assert [kernel.__name__ for kernel, *_ in launches] == ["convolve", "correlate"]

@@ -126,7 +126,10 @@ def correlation(
     plan = _plan(_extents(input.shape, (channels, 1, *size), padding), input.dtype)
     values = _aligned(input, plan.columns.left, plan.widths[0])
     grads = _aligned(grad, 0, plan.widths[1])
-    block_m = _block(len(input) * plan.tiles, 64 if input.dtype.itemsize == 2 else 32)
+    narrow = input.dtype.itemsize == 2 and plan.pixels < 256
+    block_m = _block(
+        len(input) * plan.tiles, 64 if narrow else 32
+    )  # else more shared memory than some GPUs have
     group = max(1, block_m // plan.tiles)  # images at a time
     lots = -(-group * plan.tiles // block_m)
     block_steps = (128 if plan.pixels == 64 else 64) // plan.block_k
