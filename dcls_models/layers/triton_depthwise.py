@@ -53,7 +53,9 @@ def supports(input: torch.Tensor, weight: torch.Tensor, padding: Sequence[int]) 
     """
     if any(type(t) not in (torch.Tensor, torch.nn.Parameter) for t in (input, weight)):
         return False  # without numbers, or distributed
-    if input.ndim != 4 or weight.ndim != 4 or not input.numel() or weight.shape[:2] != (input.shape[1], 1):
+    if input.ndim != 4 or weight.ndim != 4 or weight.shape[:2] != (input.shape[1], 1):
+        return False
+    if not input.numel() or len(weight) >= 2**16:  # channels, which the launch of a kernel counts in 16 bits
         return False
     if input.dtype != weight.dtype or input.dtype not in DTYPES or input.device != weight.device:
         return False
@@ -126,19 +128,16 @@ def correlation(
     plan = _plan(_extents(input.shape, (channels, 1, *size), padding), input.dtype)
     values = _aligned(input, plan.columns.left, plan.widths[0])
     grads = _aligned(grad, 0, plan.widths[1])
-    narrow = input.dtype.itemsize == 2 and plan.pixels < 256
-    block_m = _block(
-        len(input) * plan.tiles, 64 if narrow else 32
-    )  # else more shared memory than some GPUs have
+    fits = input.dtype.itemsize == 2 and plan.pixels < 256  # into the shared memory of any GPU
+    block_m = _block(len(input) * plan.tiles, 64 if fits else 32)
     group = max(1, block_m // plan.tiles)  # images at a time
     lots = -(-group * plan.tiles // block_m)
     block_steps = (128 if plan.pixels == 64 else 64) // plan.block_k
     parts = -(-plan.rows.window * plan.chunks // block_steps)
     shares = min(-(-PROGRAMS // max(1, parts * channels * lots)), -(-len(input) // group))
     share = -(-len(input) // max(1, shares * group)) * group
-    partial = values.new_zeros(
-        shares * lots, plan.chunks, plan.rows.block, channels, *size, dtype=torch.float32
-    )
+    numbers = (shares * lots, plan.chunks, plan.rows.block, channels, *size)
+    partial = values.new_zeros(numbers, dtype=torch.float32)
     with torch.cuda.device_of(input):
         _kernels().correlate[parts, channels, shares * lots](
             values,
