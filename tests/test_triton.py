@@ -48,6 +48,8 @@ def run_numbers(**variables):
 @needs_triton
 def test_numbers_in_the_interpreter():
     done = run_numbers(TRITON_INTERPRET="1")
+    if "TypeError: only 0-dimensional arrays can be converted" in done.stdout:
+        pytest.skip("the interpreter of this triton (3.5 and before) needs NumPy before 2.4")
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
 
 
