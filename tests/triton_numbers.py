@@ -21,6 +21,7 @@ SHAPES = {  # N, C, H, W, kernel, padding
     "kernel not square": (2, 1, 25, 40, (13, 31), (6, 11)),
     "image smaller than kernel": (2, 2, 14, 14, (31, 31), (15, 15)),
     "many small images": (70, 1, 7, 7, (17, 17), (8, 8)),
+    "groups of images": (30, 1, 7, 24, (13, 13), (6, 6)),
     "no padding": (1, 1, 30, 31, (23, 23), (0, 0)),
     "full padding": (1, 1, 16, 19, (13, 15), (12, 14)),
     "one row": (1, 1, 1, 90, (17, 17), (8, 8)),
