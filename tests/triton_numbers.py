@@ -118,9 +118,11 @@ def test_no_images():
     assert torch.equal(found, torch.zeros_like(weight))
 
 
-def test_more_images_than_one_program_sums(monkeypatch):
-    monkeypatch.setattr(module, "PROGRAMS", 4)
-    input, weight, _, padding = tensors("many small images")
+@pytest.mark.parametrize("shape", ["many small images", "groups of images"])
+@pytest.mark.parametrize("programs", [1, 8])
+def test_programs_that_sum_over_several_groups_of_images(shape, programs, monkeypatch):
+    monkeypatch.setattr(module, "PROGRAMS", programs)
+    input, weight, _, padding = tensors(shape)
     grad = torch.randn_like(input)
     found = module.correlation(input, grad, weight.shape[2:], padding)
     assert_rounded(found, weight_gradient(input, grad, weight.shape[2:], padding), torch.float32)
