@@ -36,6 +36,8 @@ MAY_IMPORT = {
     },
 }
 
+OPTIONAL = {"dcls_models.layers.triton_kernels": {"triton"}}  # imported only where it is installed
+
 
 def modules(folder: str) -> dict[str, Path]:
     """Dotted names and files of all modules below a folder of the repository."""
@@ -103,7 +105,15 @@ class TestImports:
     @pytest.mark.parametrize("name", LIBRARY)
     def test_the_library_needs_torch_and_timm_only(self, name: str) -> None:
         roots = {i.partition(".")[0] for i in imports(name, LIBRARY[name], LIBRARY)}
-        assert roots - set(sys.stdlib_module_names) <= {"torch", "timm", "dcls_models"}
+        assert roots - set(sys.stdlib_module_names) <= {
+            "torch",
+            "timm",
+            "dcls_models",
+            *OPTIONAL.get(name, ()),
+        }
+        assert not OPTIONAL.keys() & imports(name, LIBRARY[name], LIBRARY), (
+            "they are imported by name, when needed"
+        )
 
     @pytest.mark.parametrize("folder", FOLDERS)
     def test_the_folders_of_a_checkout_never_import_each_other(self, folder: str) -> None:

@@ -1,0 +1,141 @@
+"""The two Triton kernels of a depthwise convolution. Imported only where triton is installed.
+
+Outputs are cut into tiles of ``block_h`` x ``block_w`` pixels, and a *patch* is one tile of one image. The
+inputs that a tile needs are its *window*. One *step* is ``block_k`` neighbouring columns of one row of the
+window. The step's inputs of many patches are a matrix ``(patches, block_k)``, and its share of the kernel is
+a Toeplitz matrix ``(block_k, block_h * block_w)`` that holds ``weight[row - tile row, column - tile column]``
+and zeros elsewhere. Their product, summed over the steps, is the convolution: a chain of small matrix
+products, which matrix units do, with one Toeplitz matrix for all images of a batch. The weight gradient is
+the dual: a matrix product over patches, then sums along the diagonals on which the Toeplitz matrix repeats
+one number.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def pixels(
+    image, patch, row, column, patches,
+    stride_n, stride_h, stride_w, height, width,
+    tiles_h, tiles_w, block_h, block_w,
+):  # fmt: skip
+    """Where pixel (row, column) of each patch is, counted from its tile's corner, and whether it exists."""
+    n = (patch // (tiles_h * tiles_w)).to(tl.int64)
+    h = patch // tiles_w % tiles_h * block_h + row
+    w = patch % tiles_w * block_w + column
+    exists = (patch < patches) & (h >= 0) & (h < height) & (w >= 0) & (w < width)
+    return image + n * stride_n + h * stride_h + w * stride_w, exists
+
+
+@triton.jit
+def convolve(
+    input, weight, output,
+    input_n, input_c, input_h, input_w,  # strides
+    output_n, output_c, output_h, output_w,
+    height, width, out_height, out_width,
+    tiles_h, tiles_w, rows, chunks,  # steps of a window: its rows, each in so many chunks of columns
+    above, left,  # of an image: rows and columns of the first window, may be negative
+    first_row, first_column,  # what was cut off from the windows' start
+    patches,
+    kernel_h: tl.constexpr, kernel_w: tl.constexpr,
+    block_h: tl.constexpr, block_w: tl.constexpr, block_k: tl.constexpr,
+    block_m: tl.constexpr, operand: tl.constexpr,
+):  # fmt: skip
+    """One program: ``block_m`` patches of one channel."""
+    channel = tl.program_id(1).to(tl.int64)
+    input += channel * input_c
+    weight += channel * kernel_h * kernel_w
+    patch = (tl.program_id(0) * block_m + tl.arange(0, block_m))[:, None]
+    pixel = tl.arange(0, block_h * block_w)[None, :]
+    pixel_row, pixel_column = pixel // block_w, pixel % block_w
+    total = tl.zeros((block_m, block_h * block_w), tl.float32)
+    for step in range(rows * chunks):
+        row = step // chunks
+        column = step % chunks * block_k + tl.arange(0, block_k)
+        address, exists = pixels(
+            input, patch, above + row, left + column[None, :], patches,
+            input_n, input_h, input_w, height, width, tiles_h, tiles_w, block_h, block_w,
+        )  # fmt: skip
+        values = tl.load(address, mask=exists, other=0)
+        r, s = first_row + row - pixel_row, first_column + column[:, None] - pixel_column
+        inside = (r >= 0) & (r < kernel_h) & (s >= 0) & (s < kernel_w)
+        toeplitz = tl.load(weight + r * kernel_w + s, mask=inside, other=0)
+        total = tl.dot(values.to(operand), toeplitz.to(operand), total, input_precision="ieee")
+    address, exists = pixels(
+        output + channel * output_c, patch, pixel_row, pixel_column, patches,
+        output_n, output_h, output_w, out_height, out_width, tiles_h, tiles_w, block_h, block_w,
+    )  # fmt: skip
+    tl.store(address, total.to(output.dtype.element_ty), mask=exists)
+
+
+@triton.jit
+def correlate(
+    input, grad, partial,
+    input_n, input_c, input_h, input_w,  # strides
+    grad_n, grad_c, grad_h, grad_w,
+    height, width, out_height, out_width,
+    tiles_h, tiles_w, rows, chunks, above, left, first_row, first_column,  # as for ``convolve``
+    patches, channels, group, share,  # images at a time, and in all
+    kernel_h: tl.constexpr, kernel_w: tl.constexpr,
+    block_h: tl.constexpr, block_w: tl.constexpr, block_k: tl.constexpr,
+    block_m: tl.constexpr, operand: tl.constexpr,
+    block_steps: tl.constexpr, block_s: tl.constexpr,
+):  # fmt: skip
+    """One program: ``block_steps`` steps of one channel, summed over ``share`` images, ``group`` at a time.
+
+    It writes to ``partial``, of shape ``(lots, chunks, block_h, channels, kernel_h, kernel_w)``, where no
+    other program writes, so that no atomic additions are needed and results are the same at every run.
+    """
+    channel = tl.program_id(1).to(tl.int64)
+    position = tl.arange(0, block_steps * block_k)
+    step = tl.program_id(0) * block_steps + position // block_k
+    row = (above + step // chunks)[None, :]
+    column = (left + step % chunks * block_k + position % block_k)[None, :]
+    pixel = tl.arange(0, block_h * block_w)[None, :]
+
+    tiles = tiles_h * tiles_w
+    lots = tl.cdiv(group * tiles, block_m)  # of the patches of one group
+    lane = tl.program_id(2) % lots * block_m + tl.arange(0, block_m)[:, None]
+    first = tl.program_id(2) // lots * share * tiles
+    last = min(first + share * tiles, patches)
+    inputs, of_input = pixels(
+        input + channel * input_c, first + lane, row, column, last,
+        input_n, input_h, input_w, height, width, tiles_h, tiles_w, block_h, block_w,
+    )  # fmt: skip
+    grads, of_grad = pixels(
+        grad + channel * grad_c, first + lane, pixel // block_w, pixel % block_w, last,
+        grad_n, grad_h, grad_w, out_height, out_width, tiles_h, tiles_w, block_h, block_w,
+    )  # fmt: skip
+    of_group = lane < group * tiles
+    total = tl.zeros((block_steps * block_k, block_h * block_w), tl.float32)
+    for start in range(first, last, group * tiles):
+        exists = of_group & (start + lane < last)
+        x = tl.load(inputs, mask=of_input & exists, other=0)
+        y = tl.load(grads, mask=of_grad & exists, other=0)
+        total = tl.dot(tl.trans(x.to(operand)), y.to(operand), total, input_precision="ieee")
+        inputs += group * input_n
+        grads += group * grad_n
+
+    # column s of the kernel meets column j of a tile in column s + j of the window
+    step = (tl.program_id(0) * block_steps + tl.arange(0, block_steps))[:, None, None]
+    s = tl.arange(0, block_s)[None, :, None]
+    column = s + (pixel % block_w)[:, None, :] - first_column - step % chunks * block_k
+    here = (column >= 0) & (column < block_k)
+    cube = tl.reshape(total, (block_steps, block_k, block_h * block_w))
+    skewed = tl.where(here, tl.gather(cube, tl.where(here, column, 0), 1), 0.0)
+    sums = tl.sum(tl.reshape(skewed, (block_steps, block_s, block_h, block_w)), 3)
+    pixel_row = tl.arange(0, block_h)[None, None, :]
+    r = first_row + step // chunks - pixel_row
+    lot = (tl.program_id(2) * chunks + step % chunks) * block_h + pixel_row
+    address = partial + ((lot * channels + channel) * kernel_h + r) * kernel_w + s
+    tl.store(address, sums, mask=(step < rows * chunks) & (r >= 0) & (r < kernel_h) & (s < kernel_w))
+
+
+INTERPRETED = not isinstance(convolve, triton.JITFunction)  # TRITON_INTERPRET=1, on the CPU
+
+
+def operand(dtype: torch.dtype) -> tl.dtype:
+    """What is multiplied: the interpreter would take bfloat16's bits for integers, so there it is float32."""
+    return tl.float32 if INTERPRETED else getattr(tl, str(dtype).removeprefix("torch."))
