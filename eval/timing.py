@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 FLUSHED = 2**24  # float32 numbers (64 MiB), more than the last-level cache of most processors holds
+WARMUP = 0.5  # seconds of runs before the first round; each call runs once at least
 
 
 class Timing(NamedTuple):
@@ -24,7 +25,6 @@ def time_in_turns(
     device: torch.device | str = "cpu",
     rounds: int = 15,
     seconds: float = 60.0,
-    warmup: float = 0.5,
 ) -> dict[str, Timing]:
     """Times every call once per round, so that what else the machine does hits all of them alike.
 
@@ -35,7 +35,6 @@ def time_in_turns(
         device: Where the calls compute; an accelerator is waited for before and after each.
         rounds: Most runs of each.
         seconds: A call that has used up this much is left out of further rounds, after three runs.
-        warmup: Seconds of runs before the first round; each call runs once at least.
 
     Returns:
         The timing of every call.
@@ -51,7 +50,7 @@ def time_in_turns(
         _wait_for(device)
         return time.perf_counter() - start
 
-    end = time.perf_counter() + warmup
+    end = time.perf_counter() + WARMUP
     while [run(call) for call in calls.values()] and time.perf_counter() < end:
         pass
     found: dict[str, list[float]] = {name: [] for name in calls}

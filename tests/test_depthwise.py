@@ -187,3 +187,29 @@ def test_more_padding_than_kernel_is_left_to_torch():
     layer = Dcls2d(3, 3, 4, dilated_kernel_size=17, padding=17, groups=3)
     layer(torch.randn(1, 3, 20, 20)).sum().backward()
     assert layer.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_on_a_gpu_where_it_is_asked_for(layout, autocast, monkeypatch):
+    layer = Dcls2d(6, 6, 10, padding=8, dilated_kernel_size=17, groups=6, version="v1").cuda()
+    x = torch.randn(2, 6, 28, 28).cuda().contiguous(memory_format=layout)
+    calls = []
+    convolve = module._Convolution.apply
+    monkeypatch.setattr(module._Convolution, "apply", lambda *a: calls.append(a[0].dtype) or convolve(*a))
+
+    def gradients(wish):
+        monkeypatch.setenv("DCLS_TRITON", wish)
+        layer.zero_grad()
+        with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
+            layer(x).float().square().sum().backward()
+        return [p.grad.clone() for p in layer.parameters()]
+
+    plain = gradients("0")
+    assert not calls
+    ours = gradients("1")
+    assert calls and calls[0] == (torch.bfloat16 if autocast else torch.float32)
+    tolerance = 3e-2 if autocast else 1e-4
+    for a, e in zip(ours, plain, strict=True):
+        assert (a - e).norm() <= tolerance * e.norm()

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu_roofline
 from dcls_models.layers import triton_depthwise as module
+from eval import roofline as gpu_roofline
 
 HERE = Path(__file__).parent
 

@@ -1,11 +1,12 @@
-"""Depthwise convolution with large kernels on a CPU: all three of its passes as fast forward convolutions.
+"""Depthwise convolution with large kernels: all three of its passes as fast forward convolutions.
 
-ATen's weight gradient takes up to fifty times as long as its forward pass. But the gradients of a
+On a CPU, ATen's weight gradient takes up to fifty times as long as its forward pass. But the gradients of a
 convolution are convolutions, too: of the output's gradient with the flipped kernel, and of the input with
 the output's gradient as one large kernel, every image and channel a channel of its own. And oneDNN, which
 computes them, has for every shape one memory layout that is fast: the input is taken there and back.
 
-Everything else, and every other device, is left to ``torch.nn.functional.conv2d``.
+On a GPU, ``triton_depthwise`` computes what it was measured, or is asked, to compute. Everything else is left
+to ``torch.nn.functional.conv2d``.
 
 Shape letters: N batch, C channels, H x W image, K kernel.
 """
@@ -17,6 +18,8 @@ import torch
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd import forward_ad
 from torch.nn import functional as F
+
+from . import triton_depthwise
 
 # Measured with torch 2.15 (oneDNN 3) on x86-64, images of 7 to 56 pixels, K of 3 to 31; AVX2 by switching
 # AVX-512 off. `python -m eval layers` measures them again.
@@ -45,6 +48,10 @@ def depthwise_conv2d(
     Returns:
         ``(N, C, H + 2 padding - K + 1, W + 2 padding - K + 1)``, equal to ``F.conv2d`` up to rounding.
     """
+    device = input.device.type
+    if device == "cuda" and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        input, weight, bias = input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     if not _is_ours(input, weight, padding):
         return F.conv2d(input, weight, bias, padding=padding, groups=weight.shape[0])
     output = _Convolution.apply(input, weight, tuple(padding))
@@ -54,10 +61,12 @@ def depthwise_conv2d(
 def _is_ours(input: torch.Tensor, weight: torch.Tensor, padding: Sequence[int]) -> bool:
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or min(weight.shape[2:]) < OURS_FROM:
         return False
-    if input.device.type != "cpu" or "AVX" not in _CAPABILITY or torch.is_autocast_enabled("cpu"):
-        return False
     if any(is_functorch_wrapped_tensor(t) for t in (input, weight)) or forward_ad._current_level >= 0:
         return False  # vmap and forward-mode derivatives
+    if input.device.type != "cpu":
+        return triton_depthwise.chosen(input, weight, padding)
+    if "AVX" not in _CAPABILITY or torch.is_autocast_enabled("cpu"):
+        return False
     if any(p >= k for p, k in zip(padding, weight.shape[2:], strict=True)):
         return False
     if input.ndim != 4 or not input.numel():
@@ -76,6 +85,8 @@ def _best_layout(size: Sequence[int], padding: Sequence[int]) -> torch.memory_fo
 
 
 def _convolve(input: torch.Tensor, weight: torch.Tensor, padding: tuple[int, int]) -> torch.Tensor:
+    if not input.is_cpu:
+        return triton_depthwise.convolution(input, weight, padding)
     layout = _best_layout(weight.shape[2:], padding)
     if layout is None or input.is_contiguous(memory_format=layout):
         return F.conv2d(input, weight, padding=padding, groups=len(weight))
@@ -86,6 +97,9 @@ def _convolve(input: torch.Tensor, weight: torch.Tensor, padding: tuple[int, int
 
 def _correlate(input: torch.Tensor, grad: torch.Tensor, padding: tuple[int, int]) -> torch.Tensor:
     """``(C, 1, K, K)``: the convolution of the images with the gradients of their outputs, summed."""
+    if not input.is_cpu:
+        sides = zip(input.shape[2:], grad.shape[2:], padding, strict=True)
+        return triton_depthwise.correlation(input, grad, [i + 2 * p - g + 1 for i, g, p in sides], padding)
     images = max(1, CHUNK // input[0].numel())
     parts = []
     for x, g in zip(input.split(images), grad.split(images), strict=True):

@@ -1,6 +1,6 @@
 """What the Triton kernels of a depthwise convolution cannot be faster than: computed, nothing is measured.
 
-    python -m benchmarks.gpu_roofline
+    python -m eval.roofline
 
 prints the table of docs/gpu.md, from the tiles that the kernels take and NVIDIA's published peaks of an H200.
 """

@@ -1,0 +1,169 @@
+"""What measures speed: that it measures the right things in the right way, never how fast they are."""
+
+import json
+import time
+
+import pytest
+import torch
+from PIL import Image
+
+from dcls_models.layers import Dcls2d
+from eval import __main__ as command_line
+from eval import layers, peers, throughput, timing
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(timing, "WARMUP", 0.0)
+    monkeypatch.setattr(timing, "FLUSHED", 2**10)
+
+
+def run(*arguments):
+    command_line.main([str(a) for a in arguments])
+
+
+class TestTiming:
+    def test_calls_take_turns_and_the_order_turns_around(self):
+        order = []
+        found = timing.time_in_turns(
+            {"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=4
+        )
+        assert "".join(order) == "ab" + "abbaabba"
+        assert {t.runs for t in found.values()} == {4}
+
+    def test_milliseconds_of_a_call(self):
+        found = timing.time_in_turns({"sleep": lambda: time.sleep(0.02)}, rounds=5)["sleep"]
+        assert 20 <= found.low <= found.median <= found.high < 200
+
+    def test_what_takes_long_runs_three_times(self):
+        found = timing.time_in_turns(
+            {"slow": lambda: time.sleep(0.02), "fast": lambda: None}, rounds=8, seconds=0.05
+        )
+        assert (found["slow"].runs, found["fast"].runs) == (3, 8)
+
+    def test_a_table(self):
+        assert timing.markdown_table(["name", "ms"], [["a", "1.5"], ["long name", "10"]]).splitlines() == [
+            "| name      |  ms |",
+            "| --------- | --: |",
+            "| a         | 1.5 |",
+            "| long name |  10 |",
+        ]
+
+
+@pytest.mark.parametrize("version", ["v0", "v1", "max", "gauss"])
+def test_the_layers_of_the_authors_compute_the_same(version):
+    layer = Dcls2d(4, 4, 5, padding=4, dilated_kernel_size=9, groups=4, version=version)
+    with torch.no_grad():
+        layer.positions.uniform_(-4, 4)
+        if layer.sigma is not None:
+            layer.sigma.uniform_(0, 1)
+    theirs = peers.authors_layer(layer)
+    x = torch.randn(2, 4, 12, 12, requires_grad=True)
+    ours, expected = layer(x), theirs(x)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+    cotangent = torch.randn_like(ours)
+    (a,), (b,) = (torch.autograd.grad(y, x, cotangent, retain_graph=True) for y in (ours, expected))
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_without_the_package_of_the_authors(monkeypatch, capsys):
+    monkeypatch.setitem(__import__("sys").modules, "DCLS.construct.modules", None)
+    with pytest.raises(ValueError, match="pip install DCLS"):
+        run("throughput", "--models", "authors:test_convnext_dcls")
+
+
+class TestThroughput:
+    NAMES = ("test_convnext", "test_convnext_dcls", "authors:test_convnext_dcls")
+
+    def test_models_side_by_side(self, tmp_path, capsys):
+        output, picture = tmp_path / "made" / "speed.json", tmp_path / "speed.png"
+        modes = list(throughput.MODES)
+        options = ["--batch-size", 2, "--rounds", 3, "--output", output, "--picture", picture]
+        run("throughput", "--models", *self.NAMES, "--modes", *modes, *options)
+        result = json.loads(output.read_text())
+        assert result["command"].startswith("python -m eval throughput --models test_convnext ")
+        assert result["versions"]["torch"] == torch.__version__ and "threads" in result["machine"]
+        assert [(r["mode"], r["model"]) for r in result["rows"]] == [
+            (m, n) for m in modes for n in self.NAMES
+        ]
+        for row in result["rows"]:
+            first = next(r for r in result["rows"] if r["mode"] == row["mode"])
+            assert row["speed"] == pytest.approx(first["ms"]["median"] / row["ms"]["median"], rel=1e-3)
+            assert row["images_per_second"] == pytest.approx(2000 / row["ms"]["median"], rel=1e-2)
+            assert row["layout"] in throughput.LAYOUTS and row["ms"]["runs"] == 3
+        table = capsys.readouterr().out
+        assert table.count("authors:test_convnext_dcls") == len(modes)
+        assert min(Image.open(picture).size) > 100
+
+    def test_each_mode_is_what_it_says(self):
+        built = {mode: throughput.build("test_convnext_dcls", mode) for mode in throughput.MODES}
+        assert [mode for mode, model in built.items() if model.training] == ["train"]
+
+        def dcls(mode):
+            return [m for m in built[mode].modules() if isinstance(m, Dcls2d)]
+
+        assert dcls("train") and dcls("inference") and not dcls("deployed") and not dcls("trimmed")
+        sizes = {m: built[m].stages[0].blocks[0].conv_dw.kernel_size for m in ("deployed", "trimmed")}
+        assert sizes["trimmed"] < sizes["deployed"]
+        theirs = throughput.build("authors:test_convnext_dcls", "train")
+        layer = theirs.stages[0].blocks[0].conv_dw
+        assert type(layer).__module__ == "DCLS.construct.modules" and layer.training
+
+    def test_a_training_step_trains(self):
+        model = throughput.build("test_convnext_dcls", "train")
+        before = [p.detach().clone() for p in model.parameters()]
+        throughput._step(model, torch.randn(2, 3, 64, 64), "train", torch.float32)()
+        changed = [not torch.equal(a, p) for a, p in zip(before, model.parameters(), strict=True)]
+        assert sum(changed) > len(changed) * 0.9
+
+
+class TestLayers:
+    def test_shapes_are_those_of_the_model(self):
+        assert layers.shapes_of("convnext_dcls_tiny") == [
+            (96, 56, 17),
+            (192, 28, 17),
+            (384, 14, 17),
+            (768, 7, 17),
+        ]
+
+    def test_all_parts(self, tmp_path, capsys):
+        output, picture = tmp_path / "layers.json", tmp_path / "layers.png"
+        options = [
+            "--models",
+            "test_convnext_dcls",
+            "--rounds",
+            3,
+            "--batch-sizes",
+            1,
+            "--kernel-sizes",
+            3,
+            7,
+        ]
+        run("layers", *options, "--device", "cpu", "--output", output, "--picture", picture)
+        result = json.loads(output.read_text())
+        assert {(r["version"]) for r in result["construction"]} == {"v0", "v1", "max", "gauss"}
+        for row in result["construction"]:
+            assert row["ratio"] == pytest.approx(
+                row["ms"]["authors"]["median"] / row["ms"]["ours"]["median"], abs=0.01
+            )
+            assert (
+                row["peak_bytes"]["authors"]
+                > row["peak_bytes"]["ours"]
+                > row["channels"] * row["kernel"] ** 2
+            )
+        assert {(r["kernel"], r["layout"]) for r in result["convolution"]} == {
+            (k, layout) for k in (3, 7) for layout in layers.LAYOUTS
+        }
+        assert set(result["peers"][0]["ms"]) == {"dcls", "depthwise", "dense", "deformable"}
+        printed = capsys.readouterr().out
+        assert "kernel construction" in printed and "Over all" in printed
+        assert min(Image.open(picture).size) > 100
+
+    def test_peak_memory_is_that_of_tensors(self):
+        def call():
+            a = torch.zeros(1000)
+            b = a + 1
+            del a
+            return b.sum()
+
+        assert 8000 <= layers.peak_memory(call) < 12000
