@@ -237,3 +237,16 @@ def test_no_tensor_of_kernel_size_squared_times_kernel_count_is_made(version):
         layer.kernel().square().sum().backward()
     assert layer.positions.grad is not None
     assert channels * k * k <= in_use.numel <= channels * k * count
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_positions_that_are_not_finite_show_in_the_kernel(version, value):
+    """Training that went wrong has to be seen, not hidden by what lies outside the kernel."""
+    size = (5, 7)
+    rows = [value, 0.0]
+    kernel = one_element(version, size, rows)
+    if version in ("v0", "v1") or math.isnan(value):
+        assert kernel.isnan().any()
+    else:
+        assert not kernel.any()
