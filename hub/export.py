@@ -194,11 +194,9 @@ def _write(model: nn.Module, part: Path, half: bool, source: dict[str, str]) -> 
         "config_sha256": config_sha256(config),
         **source,
     }
-    tensors = {}
-    for (
-        name,
-        tensor,
-    ) in model.state_dict().items():  # cloned: safetensors takes neither views nor shared memory
+    as_computed = {k: p.detach().clone() for k, p in model.named_parameters() if k.endswith("positions")}
+    tensors = {}  # cloned, because safetensors takes neither views nor shared memory
+    for name, tensor in {**model.state_dict(), **as_computed}.items():
         precise = not half or not tensor.is_floating_point() or name.endswith(KEPT_PRECISE)
         tensors[name] = tensor.detach().to(tensor.dtype if precise else torch.float16).clone().contiguous()
     safetensors.torch.save_file(tensors, part / WEIGHTS, metadata)
