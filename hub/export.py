@@ -33,6 +33,7 @@ SOURCE_CFG = (
     "input_size",
     "label_names",
     "origin_url",
+    "paper_ids",
 )
 
 
@@ -66,6 +67,8 @@ def export(
         HubError: If what was written does not give the model back, or an option is not possible. Nothing
             is written then.
     """
+    if (out / CARD).exists() and not (out / CONFIG).exists():
+        raise HubError(f"{out} has a {CARD} that is not of an exported model: choose another folder")
     model = copy.deepcopy(model).eval().cpu().float()
     images = torch.randn(2, *model.pretrained_cfg["input_size"], generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -186,6 +189,7 @@ def _write(model: nn.Module, part: Path, half: bool, source: dict[str, str]) -> 
     metadata = {
         "format": "pt",
         "architecture": config["architecture"],
+        "precision": "float16" if half else "float32",
         "dcls_models": dcls_models.__version__,
         "timm": timm.__version__,
         "torch": torch.__version__,

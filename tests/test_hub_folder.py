@@ -190,7 +190,10 @@ def test_what_does_not_come_back_is_not_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(HubError, match="is a file"):
         export(make(), tmp_path / "file")
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    (tmp_path / "README.md").write_text("of something else")
+    with pytest.raises(HubError, match="choose another folder"):
+        export(make(), tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"file", "README.md"}
 
 
 def test_other_files_stay(folder: Path, tmp_path: Path) -> None:
