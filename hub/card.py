@@ -203,7 +203,11 @@ def _provenance(config: dict[str, Any], metadata: dict[str, str], terms: str) ->
     lines = [
         "## Weights\n",
         f"- licence of the weights: {terms}",
-        *([f"- published by the authors of DCLS at {origin}, whose terms hold"] if origin else []),
+        *(
+            [f"- derived from the weights that were published at {origin}, whose terms hold"]
+            if origin
+            else []
+        ),
         f"- from `{metadata.get('source', 'unknown')}`, sha256 `{metadata.get('source_sha256') or 'none'}`",
         f"- `model.safetensors`: sha256 `{config.get('weights_sha256', 'none')}`",
         f"- written by dcls_models {metadata.get('dcls_models')} (commit {metadata.get('git_commit')}), "

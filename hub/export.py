@@ -23,6 +23,7 @@ from hub import HubError
 from hub.card import plain_card
 from hub.folder import CARD, CONFIG, WEIGHTS, check_folder, config_sha256, sha256_of, written_at_once
 
+ORIGIN = ("origin_url", "paper_ids", "notes", "license", "tag", "url")  # of published weights
 KEPT_PRECISE = ("positions", "sigma", "running_mean", "running_var")
 SOURCE_CFG = (
     "mean",
@@ -43,6 +44,7 @@ def export(
     *,
     source: str = "a live model",
     source_sha256: str = "",
+    published: bool = True,
     files: Mapping[str, str] | None = None,
     fused: bool = False,
     half: bool = False,
@@ -55,6 +57,8 @@ def export(
         out: Folder to write to; other files in it stay.
         source: Where the weights come from, for their metadata.
         source_sha256: The sha256 of that file.
+        published: Whether they derive from the weights that ``pretrained_cfg`` names; otherwise it is left
+            out where those are and what their terms are.
         files: More text files to write, by name.
         fused: Plain convolutions instead of DCLS layers, for timm without this package.
         half: Weights in float16; positions, sigma and statistics stay as they are.
@@ -70,6 +74,8 @@ def export(
     if (out / CARD).exists() and not (out / CONFIG).exists():
         raise HubError(f"{out} has a {CARD} that is not of an exported model: choose another folder")
     model = copy.deepcopy(model).eval().cpu().float()
+    if not published:
+        model.pretrained_cfg = {k: v for k, v in model.pretrained_cfg.items() if k not in ORIGIN}
     images = torch.randn(2, *model.pretrained_cfg["input_size"], generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = model(images)
@@ -124,8 +130,9 @@ def export_checkpoint(
             files["results.json"] = json.dumps(json.loads(results.read_text("utf-8")), indent=2) + "\n"
         except (OSError, ValueError) as error:
             raise HubError(f"{results} is not a results file of python -m eval: {error}") from error
+    source = {"source": checkpoint.name, "source_sha256": sha256_of(checkpoint)}
     return export(
-        model, out, source=checkpoint.name, source_sha256=sha256_of(checkpoint), files=files, **options
+        model, out, published=stored["hyper_parameters"]["pretrained"], files=files, **source, **options
     )
 
 

@@ -72,7 +72,10 @@ class Client:
             "HF_HOME": str(home),
             "HF_HUB_DISABLE_XET": str(1 - xet),
         }
-        self.env |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONPATH": str(ROOT)}
+        self.env |= {
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path[1:]]),
+        }
         self.home = home
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self.process = subprocess.Popen([sys.executable, "-c", WORKER], env=self.env, text=True, **pipes)
@@ -198,6 +201,7 @@ def test_the_whole_way(
         "kernels.png",
         ".eval_results/results.yaml",
     } < sent.keys()
+    assert b"zenodo" not in b"".join(sent.values()), "it was trained from scratch"
     tag = f"weights-{sha256_of(exported / 'model.safetensors')[:8]}"
     assert server.repos["ada/digits"].refs[tag] == server.repos["ada/digits"].refs["main"]
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -229,6 +233,7 @@ def test_a_golden_of_every_family_goes_the_same_way(
     assert report["positions_kept"] == len(facts["shared_groups"])
     assert report["source_sha256"] == sha256_of(path_of(golden)) and report["source_sha256"] in said
     assert sha256_of(out / "model.safetensors") in said
+    assert "https://zenodo.org/record" in (out / "config.json").read_text(), "where the terms stand"
     with safetensors.safe_open(out / "model.safetensors", "pt") as file:
         assert file.metadata()["source_sha256"] == report["source_sha256"]
     (out / "README.md").write_text(f"---\nlicense: other\n---\n# {golden}\n")
