@@ -24,7 +24,8 @@ def run_convert(given: argparse.Namespace) -> None:
 def run_export(given: argparse.Namespace) -> None:
     """Exports a training checkpoint."""
     options = {"fused": given.fused, "half": given.half, "onnx": given.onnx}
-    export_checkpoint(given.checkpoint, given.out, given.results, **options)
+    ema = None if given.weights is None else given.weights == "ema"
+    export_checkpoint(given.checkpoint, given.out, given.results, ema, **options)
     print(f"wrote {given.out / 'model.safetensors'} and {given.out / 'config.json'}; use them with")
     _say_how_to_load(given.out)
 
@@ -89,6 +90,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--results", type=Path, help="JSON of python -m eval accuracy, kept beside the weights"
     )
+    command.add_argument("--weights", choices=["ema", "raw"], help="by default ema where it has both")
     command.add_argument("--fused", action="store_true", help="plain convolutions, for timm alone")
     command.add_argument("--half", action="store_true", help="weights in float16")
     command.add_argument("--onnx", action="store_true", help="write model.onnx too")

@@ -102,7 +102,11 @@ def export(
 
 
 def export_checkpoint(
-    checkpoint: Path, out: Path, results: Path | None = None, **options: bool
+    checkpoint: Path,
+    out: Path,
+    results: Path | None = None,
+    ema: bool | None = None,
+    **options: bool,
 ) -> dict[str, str]:
     """Exports a checkpoint of ``python -m train`` with its training config and measured results.
 
@@ -110,30 +114,35 @@ def export_checkpoint(
         checkpoint: A checkpoint of the trainer.
         out: Folder to write to.
         results: JSON file of ``python -m eval accuracy --output``, to be kept beside the weights.
+        ema: Whether the averaged or the raw weights; by default the averaged ones where it has both.
         **options: ``fused``, ``half`` and ``onnx`` of :func:`export`.
 
     Returns:
         The metadata of ``model.safetensors``.
 
     Raises:
-        CheckpointError: If the checkpoint cannot be read.
+        CheckpointError: If the checkpoint cannot be read, or has no averaged weights.
         HubError: As :func:`export`.
     """
-    model = load_model(checkpoint=checkpoint)
+    model = load_model(checkpoint=checkpoint, ema=ema)
     stored = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    data = {k: v for k, v in stored["datamodule_hyper_parameters"].items() if k != "root"}
-    training = {"model": dict(stored["hyper_parameters"]), "data": data, "epoch": stored["epoch"]}
-    training["global_step"] = stored["global_step"]
+    averaged = ema is not False and any(key.startswith("ema.") for key in stored["state_dict"])
+    run, data = stored["hyper_parameters"], stored["datamodule_hyper_parameters"]
+    training = {
+        "model": dict(run),
+        "data": {k: v for k, v in data.items() if k != "root"},  # where it was is nobody's business
+        "epoch": stored["epoch"],
+        "global_step": stored["global_step"],
+        "weights": "averaged (EMA)" if averaged else "raw",
+    }
     files = {"training.json": json.dumps(training, indent=2, default=str) + "\n"}
     if results:
         try:
             files["results.json"] = json.dumps(json.loads(results.read_text("utf-8")), indent=2) + "\n"
         except (OSError, ValueError) as error:
             raise HubError(f"{results} is not a results file of python -m eval: {error}") from error
-    source = {"source": checkpoint.name, "source_sha256": sha256_of(checkpoint)}
-    return export(
-        model, out, published=stored["hyper_parameters"]["pretrained"], files=files, **source, **options
-    )
+    source = {"source": f"{checkpoint.name}, {training['weights']}", "source_sha256": sha256_of(checkpoint)}
+    return export(model, out, published=run.get("pretrained", True), files=files, **source, **options)
 
 
 def plain_model(model: nn.Module) -> nn.Module:

@@ -5,6 +5,7 @@ Weights and config name each other: ``config.json`` has the sha256 of ``model.sa
 """
 
 import hashlib
+import inspect
 import json
 import math
 import shutil
@@ -207,6 +208,9 @@ def _check_config(config: dict[str, Any], tensors: dict[str, tuple[list[int], st
         raise HubError(f"{CONFIG} names the architecture {name!r}, which neither timm nor dcls_models has")
     if not isinstance(arguments, dict):
         raise HubError(f"model_args in {CONFIG} must be a dictionary, got {type(arguments).__name__}")
+    taken = sorted(arguments.keys() & inspect.signature(timm.create_model).parameters.keys())
+    if taken:
+        raise HubError(f"model_args in {CONFIG} would tell timm how to load, not what: {', '.join(taken)}")
     moved = sorted(key for key in ELSEWHERE if cfg.get(key))
     if moved:
         raise HubError(f"pretrained_cfg in {CONFIG} sends timm elsewhere for the weights: {', '.join(moved)}")

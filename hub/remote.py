@@ -20,7 +20,7 @@ from huggingface_hub.hf_api import RepoFile
 from hub import HubError
 from hub.folder import sha256_of
 
-AGAIN = "run the same command again: what is uploaded already is not sent twice"
+AGAIN = "run the same command again"
 MEANING = {
     401: "the token is not valid: make one at huggingface.co/settings/tokens, then run hf auth login",
     402: "the account has no room left for this: free some, or pay for more",

@@ -33,6 +33,7 @@ class Fault:
     times: int = 1
     message: str = "injected"
     headers: dict[str, str] = field(default_factory=dict)
+    hold: threading.Event | None = None  # no answer before this is set
 
 
 def git_oid(content: bytes) -> str:
@@ -299,6 +300,8 @@ class Ask(BaseHTTPRequestHandler):
         request = f"{self.command} {url.path}"
         fault = self.hub.fault_for(request)
         self.hub.log.append(f"{request} {self.headers.get('Range', '')}".strip())
+        if fault and fault.hold:
+            fault.hold.wait(60)
         self.cut = fault is not None and fault.status <= 0
         if fault and fault.status == 0 and length:
             self.rfile.read(length // 2)

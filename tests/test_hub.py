@@ -2,8 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +19,7 @@ from hub_server import Fault, HubServer, Repo
 from PIL import Image
 from test_checkpoint import GOLDENS, NAMES, classes, difference, overrides, path_of, recorded
 
+from dcls_models import CheckpointError
 from dcls_models.loading import load_model
 from hub.__main__ import main as hub_main
 from hub.export import export
@@ -216,6 +220,25 @@ def test_the_whole_way(
     client.run("verify", tmp_path / "copy", "--repo", "ada/digits")
 
 
+def test_averaged_weights_or_raw_ones(trained: Path, tmp_path: Path) -> None:
+    checkpoint = trained / "checkpoints" / "last.ckpt"
+    export = ["export", "--checkpoint", str(checkpoint), "--out", str(tmp_path / "none")]
+    with pytest.raises(CheckpointError, match="has no averaged weights"):
+        hub_main([*export, "--weights", "ema"])
+    stored = torch.load(checkpoint, weights_only=True)
+    raw = {k: v for k, v in stored["state_dict"].items() if k.startswith("model.")}
+    averaged = {k.replace("model.", "ema.module.", 1): 0.9 * v for k, v in raw.items()}
+    torch.save({**stored, "state_dict": {**raw, **averaged}}, tmp_path / "both.ckpt")
+    for chosen, factor in (([], 0.9), (["--weights", "ema"], 0.9), (["--weights", "raw"], 1.0)):
+        out = tmp_path / f"out{len(chosen)}{factor}"
+        hub_main(["export", "--checkpoint", str(tmp_path / "both.ckpt"), "--out", str(out), *chosen])
+        found = safetensors.torch.load_file(out / "model.safetensors")["head.fc.weight"]
+        assert torch.equal(found, factor * raw["model.head.fc.weight"])
+        said = json.loads((out / "training.json").read_text())
+        assert said["weights"] == ("raw" if factor == 1.0 else "averaged (EMA)")
+        assert "root" not in said["data"]
+
+
 @pytest.mark.parametrize("golden", GOLDENS)
 def test_a_golden_of_every_family_goes_the_same_way(
     golden: str, server: HubServer, client: Client, tmp_path: Path
@@ -309,6 +332,32 @@ def test_an_upload_that_is_cut_once_is_taken_up(server: HubServer, client: Clien
     server.faults += [Fault("PUT /upload", 0), Fault("PUT /upload", 500), Fault("POST .*/preupload", 429)]
     client.run("publish", small, "ada/bumpy", "--push", "--direct")
     assert server.files("ada/bumpy")["model.safetensors"] == (small / "model.safetensors").read_bytes()
+
+
+def test_an_interruption_leaves_the_old_state(server: HubServer, client: Client, small: Path) -> None:
+    hold = threading.Event()
+    server.large.clear()
+    server.faults.append(Fault("PUT /upload", 0, hold=hold))
+    server.log.clear()
+    command = [sys.executable, "-m", "hub", "publish", str(small), "ada/interrupted", "--push"]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, env={**client.env, "HF_TOKEN": WRITE}, cwd=ROOT, **pipes)
+    while not any(line.startswith("PUT") for line in server.log):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    hold.set()
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 1 and "Traceback" not in said
+    assert said.splitlines()[-1] == "error: interrupted; run the same command again"
+    assert server.files("ada/interrupted") == {} and not server.repos["ada/interrupted"].pulls
+    client.run("publish", small, "ada/interrupted", "--push")
+    assert set(server.files("ada/interrupted", "refs/pr/1")) == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    }
 
 
 def test_what_is_uploaded_already_is_not_sent_twice(server: HubServer, client: Client, small: Path) -> None:

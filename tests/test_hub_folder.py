@@ -380,6 +380,10 @@ REFUSED: dict[str, Callable[[Path], object]] = {
         pretrained_cfg__hf_hub_filename="x.bin"
     ),
     "sends timm elsewhere for the weights: custom_load": config_with(pretrained_cfg__custom_load=True),
+    "would tell timm how to load, not what: checkpoint_path": config_with(
+        model_args__checkpoint_path="x.pth"
+    ),
+    "would tell timm how to load, not what: pretrained": config_with(model_args__pretrained=True),
     "wants dilated_kernel_size=99999": config_with(model_args__dilated_kernel_size=99999),
     "wants dims=": config_with(model_args__dims=[10**12] * 4),
     "wants depths=": config_with(model_args__depths=[10**9] * 4),
@@ -408,6 +412,8 @@ def test_refused(message: str, folder: Path, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(nn.Module, "register_parameter", watch)
     with pytest.raises(HubError, match=message):
         hub_main(["verify", str(tmp_path / "bad")])
+    with pytest.raises(HubError, match=message):
+        hub_main(["publish", str(tmp_path / "bad"), "ada/bad"])
     assert not allocated, "no parameter is made of what it says"
 
 
