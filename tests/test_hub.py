@@ -450,7 +450,7 @@ DOWNLOADING = {
     "it does not exist": Fault("GET /api/models", 404),
     "too many requests": Fault("GET /api/models", 429, times=9),
     "a problem of its own": Fault("GET /cdn/", 500),
-    "cannot be reached": Fault("GET /cdn/", 0, times=9),
+    "cannot be reached": Fault("GET /cdn/", 0, times=99),
 }
 
 
