@@ -86,6 +86,7 @@ def _send(
 ) -> str:
     _check_user(api, repo)
     parent = _parent(api, repo, found, overwrite, private)
+    tagged = _is_tagged(api, repo, tag, files)
     message = f"{found.config['architecture']}, weights {found.sha256[:12]}"
     earlier = None if direct else _earlier_pull_request(api, repo, message, files)
     differing = _differing(api, repo, parent, files)
@@ -108,7 +109,8 @@ def _send(
             f"{repo} at {commit} does not have what was sent in {', '.join(wrong)}: do not merge or use it, "
             "and publish again"
         )
-    _tag(api, repo, tag, commit, files)
+    if not tagged:
+        api.create_tag(repo, tag=tag, revision=commit)
     print(f"published and checked: {where}\n  commit {commit}, tag {tag}")
     return commit
 
@@ -170,11 +172,9 @@ def _differing(api: HfApi, repo: str, revision: str, files: dict[str, Path]) -> 
     return other + [name for name in there if is_ours(name) and name not in files]
 
 
-def _tag(api: HfApi, repo: str, tag: str, commit: str, files: dict[str, Path]) -> None:
+def _is_tagged(api: HfApi, repo: str, tag: str, files: dict[str, Path]) -> bool:
+    """Whether there is such a tag, which then must be of these files."""
     known = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo).tags}
-    if tag not in known:
-        api.create_tag(repo, tag=tag, revision=commit)
-    elif _differing(api, repo, known[tag], files):
-        raise HubError(
-            f"the files are published in commit {commit}, but the tag {tag} is of others: add --tag NAME"
-        )
+    if tag in known and _differing(api, repo, known[tag], files):
+        raise HubError(f"{repo} has a tag {tag} already, of other files: add --tag NAME")
+    return tag in known

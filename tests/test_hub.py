@@ -327,6 +327,25 @@ def test_an_answer_that_is_lost_leaves_the_new_state_which_a_second_try_finds(
     assert len(server.repos[repo].commits) == commits
 
 
+@pytest.mark.parametrize("request_", ["POST .*/tag/", "GET .*/tree/[0-9a-f]{40}"])
+def test_what_fails_after_the_commit_is_made_up_for(
+    request_: str, server: HubServer, client: Client, tmp_path: Path
+) -> None:
+    tiny(tmp_path / "out")
+    repo = f"ada/after{len(request_)}"
+    server.put(repo, **{"README.md": b"old"})
+    before = server.repos[repo].refs["main"]
+    server.faults.append(Fault(request_, 500, times=6))
+    if "tree" in request_:  # only of the new commit
+        server.faults[0].request = f"{request_}(?<!{before})$"
+    assert "error 500" in client.fails("publish", tmp_path / "out", repo, "--push", "--direct", "--tag", "v1")
+    server.faults.clear()
+    commits = len(server.repos[repo].commits)
+    client.run("publish", tmp_path / "out", repo, "--push", "--direct", "--tag", "v1")
+    refs = server.repos[repo].refs
+    assert len(server.repos[repo].commits) == commits and refs["v1"] == refs["main"] != before
+
+
 def test_an_upload_that_is_cut_once_is_taken_up(server: HubServer, client: Client, small: Path) -> None:
     server.large.clear()
     server.faults += [Fault("PUT /upload", 0), Fault("PUT /upload", 500), Fault("POST .*/preupload", 429)]
@@ -413,7 +432,8 @@ def test_a_new_version_replaces_the_old_one_as_a_whole(
     client.run("publish", small, "ada/versions", "--push", "--direct", "--tag", "v1")
     tiny(tmp_path / "new")
     error = client.fails("publish", tmp_path / "new", "ada/versions", "--push", "--direct", "--tag", "v1")
-    assert "the tag v1 is of others" in error
+    assert "has a tag v1 already, of other files" in error
+    assert server.files("ada/versions") == server.files("ada/versions", "v1"), "nothing was sent"
     assert (
         server.files("ada/versions", "v1")["model.safetensors"] == (small / "model.safetensors").read_bytes()
     )
