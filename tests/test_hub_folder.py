@@ -166,14 +166,14 @@ def test_half(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_onnx(tmp_path: Path) -> None:
-    model = make()
+    model = make("test_resnet_dcls")
     export(model, tmp_path / "out", onnx=True)
     x = torch.randn(3, *model.pretrained_cfg["input_size"])
     session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
     (found,) = session.run(None, {"images": x.numpy()})
     with torch.inference_mode():
         assert difference(torch.from_numpy(found), model(x)) < 1e-4
-    export(make(), tmp_path / "out")
+    export(model, tmp_path / "out")
     assert not (tmp_path / "out" / "model.onnx").exists(), "it would be of other weights"
 
 
@@ -244,6 +244,15 @@ def test_convert_counts_positions_outside(tmp_path: Path) -> None:
     report = convert(tmp_path / "outside.pth", NAMES[golden], tmp_path / "out", sizes)
     assert report["positions_outside_the_kernel"] == 3
     assert report["positions"] == sum(2 * d * 26 for d in sizes["dims"])
+
+
+def test_imagenet_models_know_the_names_of_their_classes(tmp_path: Path) -> None:
+    sizes = {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8)}
+    torch.save({"model": timm.create_model("convnext_dcls_tiny", **sizes).state_dict()}, tmp_path / "m.pth")
+    convert(tmp_path / "m.pth", "convnext_dcls_tiny", tmp_path / "out", sizes)
+    cfg = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).pretrained_cfg
+    assert len(cfg["label_names"]) == 1000 and cfg["label_names"][0] == "n01440764"
+    assert "tench" in cfg["label_descriptions"]["n01440764"]
 
 
 def test_key_values() -> None:
