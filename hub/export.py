@@ -1,47 +1,292 @@
-"""From a training checkpoint to a folder that timm loads: safetensors and config."""
+"""A model to a folder that timm loads: ``model.safetensors``, ``config.json`` and what belongs to them."""
 
-import shutil
-import tempfile
+import copy
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import safetensors.torch
 import timm
 import torch
-from timm.models._hub import save_for_hf
+from timm.models._hub import save_config_for_hf
+from timm.models._input import get_model_args
+from timm.utils.model import reparameterize_model
+from torch import nn
 
+import dcls_models
+from dcls_models.layers import DclsNd
 from dcls_models.loading import load_model
+from hub import HubError
+from hub.card import plain_card
+from hub.folder import CARD, CONFIG, WEIGHTS, check_folder, config_sha256, sha256_of, written_at_once
+
+ORIGIN = ("origin_url", "paper_ids", "notes", "license", "tag", "url")  # of published weights
+KEPT_PRECISE = ("positions", "sigma", "running_mean", "running_var")
+SOURCE_CFG = (
+    "mean",
+    "std",
+    "interpolation",
+    "crop_pct",
+    "crop_mode",
+    "input_size",
+    "label_names",
+    "origin_url",
+    "paper_ids",
+)
 
 
-def export(checkpoint: Path, out: Path) -> Path:
-    """Writes ``model.safetensors`` and ``config.json``, once the folder has proved to give the same logits.
+def export(
+    model: nn.Module,
+    out: Path,
+    *,
+    source: str = "a live model",
+    source_sha256: str = "",
+    published: bool = True,
+    files: Mapping[str, str] | None = None,
+    fused: bool = False,
+    half: bool = False,
+    onnx: bool = False,
+) -> dict[str, str]:
+    """Writes a model to a folder, once the folder has proved to give the same logits through timm.
 
     Args:
-        checkpoint: A checkpoint of ``python -m train``.
+        model: Any timm model; it stays as it is. Its layout and shared tensors do not matter.
         out: Folder to write to; other files in it stay.
+        source: Where the weights come from, for their metadata.
+        source_sha256: The sha256 of that file.
+        published: Whether they derive from the weights that ``pretrained_cfg`` names; otherwise it is left
+            out where those are and what their terms are.
+        files: More text files to write, by name.
+        fused: Plain convolutions instead of DCLS layers, for timm without this package.
+        half: Weights in float16; positions, sigma and statistics stay as they are.
+        onnx: Writes ``model.onnx`` too, checked with onnxruntime.
 
     Returns:
-        The folder, for ``timm.create_model("local-dir:FOLDER", pretrained=True)``.
+        The metadata of ``model.safetensors``.
 
     Raises:
-        CheckpointError: If the checkpoint cannot be read.
-        RuntimeError: If what was written does not give the model back; nothing is left in ``out`` then.
+        HubError: If what was written does not give the model back, or an option is not possible. Nothing
+            is written then.
     """
-    model = load_model(checkpoint=checkpoint)
-    cfg = model.pretrained_cfg
-    for parameter in model.parameters():
-        parameter.data = parameter.data.contiguous()  # safetensors takes no channels_last
-    with tempfile.TemporaryDirectory() as folder:
-        save_for_hf(model, folder, model_config={"label_names": cfg["label_names"]}, safe_serialization=True)
-        copy = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-        images = torch.randn(2, *cfg["input_size"], generator=torch.Generator().manual_seed(0))
+    if (out / CARD).exists() and not (out / CONFIG).exists():
+        raise HubError(f"{out} has a {CARD} that is not of an exported model: choose another folder")
+    model = copy.deepcopy(model).eval().cpu().float()
+    if not published:
+        model.pretrained_cfg = {k: v for k, v in model.pretrained_cfg.items() if k not in ORIGIN}
+    images = torch.randn(2, *model.pretrained_cfg["input_size"], generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = model(images)
+    exported = plain_model(model) if fused else model
+    if half:
+        _halve_(exported)
         with torch.inference_mode():
-            difference = (copy(images) - model(images)).abs().max().item()
-        if difference > 1e-5:
-            raise RuntimeError(
-                f"the exported model differs from the checkpoint by {difference} in its logits"
-            )
-        out.mkdir(parents=True, exist_ok=True)
-        for file in Path(folder).iterdir():
-            part = out / f".{file.name}.part"
-            shutil.copyfile(file, part)
-            part.replace(out / file.name)
-    return out
+            rounded, change = exported(images), (exported(images) - expected).abs().max().item()
+        print(
+            f"float16 changes the logits by at most {change:.2g} (they spread over {_spread(expected):.2g})"
+        )
+        expected = rounded
+    with written_at_once(out) as part:
+        for name, text in (files or {}).items():
+            (part / name).write_text(text, encoding="utf-8")
+        metadata = _write(exported, part, half, {"source": source, "source_sha256": source_sha256})
+        _compare(_load(part)(images), expected, f"the exported {metadata['architecture']}")
+        check_folder(part)
+        if onnx:
+            _write_onnx(exported, part / "model.onnx", images, expected)
+        elif (out / "model.onnx").exists():
+            (out / "model.onnx").unlink()  # it would be of other weights
+    return metadata
+
+
+def export_checkpoint(
+    checkpoint: Path,
+    out: Path,
+    results: Path | None = None,
+    ema: bool | None = None,
+    **options: bool,
+) -> dict[str, str]:
+    """Exports a checkpoint of ``python -m train`` with its training config and measured results.
+
+    Args:
+        checkpoint: A checkpoint of the trainer.
+        out: Folder to write to.
+        results: JSON file of ``python -m eval accuracy --output``, to be kept beside the weights.
+        ema: Whether the averaged or the raw weights; by default the averaged ones where it has both.
+        **options: ``fused``, ``half`` and ``onnx`` of :func:`export`.
+
+    Returns:
+        The metadata of ``model.safetensors``.
+
+    Raises:
+        CheckpointError: If the checkpoint cannot be read, or has no averaged weights.
+        HubError: As :func:`export`.
+    """
+    model = load_model(checkpoint=checkpoint, ema=ema)
+    stored = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    averaged = ema is not False and any(key.startswith("ema.") for key in stored["state_dict"])
+    run, data = stored["hyper_parameters"], stored["datamodule_hyper_parameters"]
+    training = {
+        "model": dict(run),
+        "data": {k: v for k, v in data.items() if k != "root"},  # where it was is nobody's business
+        "epoch": stored["epoch"],
+        "global_step": stored["global_step"],
+        "weights": "averaged (EMA)" if averaged else "raw",
+    }
+    files = {"training.json": json.dumps(training, indent=2, default=str) + "\n"}
+    if results:
+        try:
+            files["results.json"] = json.dumps(json.loads(results.read_text("utf-8")), indent=2) + "\n"
+        except (OSError, ValueError) as error:
+            raise HubError(f"{results} is not a results file of python -m eval: {error}") from error
+    source = {"source": f"{checkpoint.name}, {training['weights']}", "source_sha256": sha256_of(checkpoint)}
+    return export(model, out, published=run.get("pretrained", True), files=files, **source, **options)
+
+
+def plain_model(model: nn.Module) -> nn.Module:
+    """The same model as timm has it, with the learned kernels as dense ones.
+
+    Args:
+        model: A model of the zoo, in eval mode.
+
+    Raises:
+        HubError: If timm's architecture has no place for kernels of that size, as only ConvNeXt has.
+    """
+    name = model.pretrained_cfg["architecture"]
+    base = name.replace("_dcls", "").replace("_gauss", "")
+    layers = [m for m in model.modules() if isinstance(m, DclsNd)]
+    if not layers:
+        raise HubError(f"{name} has no DCLS layer to fuse: export it without --fused")
+    arguments = get_model_args(model)
+    for key in ("kernel_count", "dilated_kernel_size", "version"):
+        arguments.pop(key, None)
+    if base.partition("_")[0] == "convnext" or "test_convnext" in base:
+        arguments["kernel_sizes"] = layers[0].dilated_kernel_size[0]
+    cfg = {k: v for k, v in model.pretrained_cfg.items() if k in SOURCE_CFG and v}
+    cfg |= {"num_classes": model.num_classes, "pool_size": None}
+    fused = _with_plain_convolutions(model)
+    weights = {k: v for k, v in fused.state_dict().items() if not k.endswith((".positions", ".sigma"))}
+    try:
+        plain = timm.create_model(base, pretrained_cfg_overlay=cfg, **arguments).eval()
+        plain.load_state_dict(weights)
+    except Exception as error:  # no such name, unknown arguments, other shapes
+        raise HubError(
+            f"{name} cannot be exported fused: timm's {base} has no place for its kernels of "
+            f"{layers[0].dilated_kernel_size} (only ConvNeXt does). Export it without --fused, or with --onnx"
+        ) from error
+    return plain
+
+
+def _with_plain_convolutions(model: nn.Module) -> nn.Module:
+    fused = copy.deepcopy(model)
+    for parent in list(fused.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, DclsNd):
+                setattr(parent, name, child.fuse())
+    return fused
+
+
+def _halve_(model: nn.Module) -> None:
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if tensor.is_floating_point() and not name.endswith(KEPT_PRECISE):
+            rounded = tensor.data.half()
+            if not rounded.isfinite().all():
+                raise HubError(f"{name} has values that float16 cannot hold: export without --half")
+            tensor.data.copy_(rounded)
+
+
+def _write(model: nn.Module, part: Path, half: bool, source: dict[str, str]) -> dict[str, str]:
+    cfg, choices = model.pretrained_cfg, _dcls_choices(model)
+    extra = {k: cfg[k] for k in ("label_names", "label_descriptions") if cfg.get(k)}
+    save_config_for_hf(model, part / CONFIG, model_config=extra, model_args=choices)
+    config = json.loads((part / CONFIG).read_text())
+    metadata = {
+        "format": "pt",
+        "architecture": config["architecture"],
+        "precision": "float16" if half else "float32",
+        "dcls_models": dcls_models.__version__,
+        "timm": timm.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "git_commit": _git_commit(),
+        "config_sha256": config_sha256(config),
+        **source,
+    }
+    as_computed = {k: p.detach().clone() for k, p in model.named_parameters() if k.endswith("positions")}
+    tensors = {}  # cloned, because safetensors takes neither views nor shared memory
+    for name, tensor in {**model.state_dict(), **as_computed}.items():
+        precise = not half or not tensor.is_floating_point() or name.endswith(KEPT_PRECISE)
+        tensors[name] = tensor.detach().to(tensor.dtype if precise else torch.float16).clone().contiguous()
+    safetensors.torch.save_file(tensors, part / WEIGHTS, metadata)
+    config["weights_sha256"] = sha256_of(part / WEIGHTS)
+    (part / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (part / CARD).write_text(plain_card(config), encoding="utf-8")
+    return metadata
+
+
+def _dcls_choices(model: nn.Module) -> dict[str, Any]:
+    """Every choice about the kernels, so that no later default can change what the weights mean."""
+    layers = [m for m in model.modules() if isinstance(m, DclsNd)]
+    choices = {(m.kernel_count, m.dilated_kernel_size, m.version) for m in layers}
+    if not choices:
+        return {}
+    if len(choices) > 1:
+        raise HubError(f"its layers differ in their kernels ({choices}), which a config cannot say")
+    ((count, size, version),) = choices
+    flat = size[0] if len(set(size)) == 1 else list(size)
+    return {"kernel_count": count, "dilated_kernel_size": flat, "version": version}
+
+
+def _load(folder: Path) -> nn.Module:
+    try:
+        return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    except Exception as error:
+        raise HubError(
+            "timm cannot build this model from its name alone, so its weights cannot be shared as a folder: "
+            f"register a model of your own first ({str(error).splitlines()[0]})"
+        ) from error
+
+
+@torch.inference_mode()
+def _compare(actual: torch.Tensor, expected: torch.Tensor, what: str, tolerance: float = 1e-5) -> None:
+    difference = (actual - expected).abs().max().item()
+    if not difference <= tolerance * max(1.0, _spread(expected)):  # so written, NaN is refused too
+        raise HubError(f"{what} differs from the model by {difference} in its logits; nothing was written")
+
+
+def _spread(logits: torch.Tensor) -> float:
+    return (logits.max() - logits.min()).item()
+
+
+def _write_onnx(model: nn.Module, path: Path, images: torch.Tensor, expected: torch.Tensor) -> None:
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  (torch.onnx needs it)
+    except ImportError as error:
+        raise HubError(f"--onnx needs {error.name}: pip install onnx onnxruntime onnxscript") from error
+    plain = reparameterize_model(model)
+    batch = torch.export.Dim.DYNAMIC
+    torch.onnx.export(
+        plain,
+        (images,),
+        path,
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes=({0: batch},),
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
+    (found,) = onnxruntime.InferenceSession(path).run(None, {"images": images.numpy()})
+    _compare(torch.from_numpy(found), expected, "the ONNX model", 1e-4)
+
+
+def _git_commit() -> str:
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(describe, capture_output=True, text=True, cwd=Path(__file__).parent, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return done.stdout.strip() or "unknown"

@@ -1,0 +1,240 @@
+"""The model card: written from measured results, with the data set and licence that somebody stands for."""
+
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
+
+from hub import INSTALL, HubError
+from hub.folder import CARD, check_folder, written_at_once
+
+METRICS = {"top1": "top-1 accuracy", "top5": "top-5 accuracy", "map": "mean average precision"}  # in percent
+MEASURED = ("command", "date", "machine", "versions", "n")
+TAGS = ["timm", "pytorch", "dcls", "dilated-convolution", "learnable-spacings", "large-kernel"]
+
+PAPERS = {  # arXiv number: title, authors, year
+    "2112.03740": (
+        "Dilated convolution with learnable spacings",
+        "Khalfaoui-Hassani, Ismail and Pellegrini, Thomas and Masquelier, Timothée",
+        2021,
+    ),
+    "2306.00817": (
+        "Dilated Convolution with Learnable Spacings: beyond bilinear interpolation",
+        "Khalfaoui-Hassani, Ismail and Pellegrini, Thomas and Masquelier, Timothée",
+        2023,
+    ),
+    "2309.13972": (
+        "Audio classification with Dilated Convolution with Learnable Spacings",
+        "Khalfaoui-Hassani, Ismail and Masquelier, Timothée and Pellegrini, Thomas",
+        2023,
+    ),
+    "2408.03164": (
+        "Dilated Convolution with Learnable Spacings makes visual models more aligned with humans: "
+        "a Grad-CAM study",
+        "Chamas, Rabih and Khalfaoui-Hassani, Ismail and Masquelier, Timothée",
+        2024,
+    ),
+}
+
+
+def write_card(
+    folder: Path,
+    results: Sequence[Path],
+    dataset: str,
+    licence: str,
+    repo: str,
+    *,
+    dataset_id: str | None = None,
+    licence_link: str | None = None,
+    picture: Path | None = None,
+) -> Path:
+    """Writes ``README.md``, ``.eval_results`` and copies of the results and the picture to a folder.
+
+    Args:
+        folder: Of ``python -m hub export`` or ``convert``.
+        results: JSON files of ``python -m eval accuracy --output``.
+        dataset: What the numbers were measured on, in words.
+        licence: Of the weights, as the Hub spells it (``mit``, ``cc-by-4.0``, ``other``).
+        repo: Where it will be published, ``USER/NAME``, for the lines that show how to use it.
+        dataset_id: The data set on the Hub, if it is there; only then ``.eval_results`` is written.
+        licence_link: Where the terms stand; needed with ``other``.
+        picture: PNG file of ``python -m eval kernels``.
+
+    Returns:
+        The card.
+
+    Raises:
+        HubError: If a file is not what it should be, or a licence is not said.
+    """
+    found = check_folder(folder)
+    if licence == "other" and not licence_link:
+        raise HubError("the licence 'other' says nothing: give --license-link, where the terms can be read")
+    if repo.count("/") != 1:
+        raise HubError(f"--repo must be USER/NAME, got {repo!r}")
+    if picture and picture.read_bytes()[:4] != b"\x89PNG":
+        raise HubError(f"{picture} is not a PNG picture")
+    measured = [_measured(path) for path in results]
+    if not measured:
+        raise HubError(
+            "a card needs measured results: python -m eval accuracy --output FILE, then --results FILE"
+        )
+    name = repo.split("/")[1]
+    data = ModelCardData(
+        library_name="timm",
+        license=licence,
+        license_name="see-link" if licence == "other" else None,
+        license_link=licence_link,
+        datasets=[dataset_id] if dataset_id else None,
+        pipeline_tag=_task(found.config),
+        tags=[_task(found.config), *TAGS, found.config["architecture"].partition("_")[0]],
+        model_name=name,
+        eval_results=[
+            EvalResult(
+                task_type=_task(found.config),
+                dataset_type=dataset_id or re.sub(r"\W+", "-", dataset.lower()).strip("-"),
+                dataset_name=dataset,
+                metric_type="accuracy" if key != "map" else "mAP",
+                metric_name=METRICS[key],
+                metric_value=result[key],
+            )
+            for result in measured
+            for key in METRICS
+            if key in result
+        ],
+    )
+    terms = f"[{licence}]({licence_link})" if licence_link else licence
+    sections = [
+        f"---\n{data.to_yaml()}\n---\n",
+        _what(found.config, found.parameters, name),
+        _usage(found.config, f"hf-hub:{repo}"),
+        _numbers(measured, dataset),
+        "![Learned kernels](kernels.png)\n" if picture else "",
+        _provenance(found.config, found.metadata, terms),
+        _citations(found.config),
+    ]
+    with written_at_once(folder) as part:
+        (part / CARD).write_text("\n".join(section for section in sections if section), encoding="utf-8")
+        for i, path in enumerate(results):
+            shutil.copyfile(path, part / f"results{'' if i == 0 else i + 1}.json")
+        if picture:
+            shutil.copyfile(picture, part / "kernels.png")
+        if dataset_id:
+            (part / ".eval_results").mkdir()
+            (part / ".eval_results" / "results.yaml").write_text(
+                _entries(measured, dataset_id), encoding="utf-8"
+            )
+    return folder / CARD
+
+
+def plain_card(config: dict[str, Any]) -> str:
+    """What a folder says of itself before anything was measured: how to use it."""
+    lines = ["Nothing was measured yet: `python -m hub card` writes a card from results.\n"]
+    return "\n".join([f"# {config['architecture']}\n", _usage(config, "local-dir:FOLDER"), *lines])
+
+
+def _task(config: dict[str, Any]) -> str:
+    return (
+        "audio-classification" if config["pretrained_cfg"]["input_size"][0] == 1 else "image-classification"
+    )
+
+
+def _measured(path: Path) -> dict[str, Any]:
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        missing = [key for key in MEASURED if key not in result]
+        if missing or not any(isinstance(result.get(key), int | float) for key in METRICS):
+            raise ValueError(f"it lacks {', '.join(missing) or 'an accuracy'}")
+    except (OSError, ValueError, TypeError) as error:
+        raise HubError(
+            f"{path} is not a results file of python -m eval accuracy --output: {error}"
+        ) from error
+    return result
+
+
+def _what(config: dict[str, Any], parameters: int, name: str) -> str:
+    choices = config.get("model_args") or {}
+    text = f"# {name}\n\n`{config['architecture']}`, {parameters:,} parameters, input "
+    text += (
+        " x ".join(map(str, config["pretrained_cfg"]["input_size"])) + f", {config['num_classes']} classes."
+    )
+    if "kernel_count" in choices:
+        text += (
+            f" Its convolutions learn where their {choices['kernel_count']} elements sit in a kernel of "
+            f"{choices['dilated_kernel_size']} x {choices['dilated_kernel_size']} pixels (DCLS, "
+            f"interpolation `{choices['version']}`)."
+        )
+    return text + "\n"
+
+
+def _usage(config: dict[str, Any], model: str) -> str:
+    ours = "_dcls" in config["architecture"]
+    imports = "import timm\nimport torch\n" + (
+        "import dcls_models  # first: it registers the model\n" if ours else ""
+    )
+    size = ", ".join(map(str, config["pretrained_cfg"]["input_size"]))
+    install = f"In a clone of the dcls_models repository, run `{INSTALL}`; then:\n\n" if ours else ""
+    return (
+        f"## How to use it\n\n{install}```python\n{imports}\n"
+        f'model = timm.create_model("{model}", pretrained=True).eval()\n'
+        f"logits = model(torch.randn(1, {size}))\n```\n"
+    )
+
+
+def _numbers(measured: list[dict[str, Any]], dataset: str) -> str:
+    lines = [
+        "## Measured\n",
+        "| data | metric | value | images | command | when, on what |",
+        "|" + "---|" * 6,
+    ]
+    for result in measured:
+        versions = ", ".join(f"{k} {v}" for k, v in result["versions"].items())
+        rest = f"{result['n']} | `{result['command']}` | {result['date']}, {result['machine']}, {versions} |"
+        lines += [f"| {dataset} | {METRICS[k]} | {result[k]} % | {rest}" for k in METRICS if k in result]
+    return "\n".join(lines) + "\n"
+
+
+def _provenance(config: dict[str, Any], metadata: dict[str, str], terms: str) -> str:
+    origin = config["pretrained_cfg"].get("origin_url")
+    lines = [
+        "## Weights\n",
+        f"- licence of the weights: {terms}",
+        *(
+            [f"- derived from the weights that were published at {origin}, whose terms hold"]
+            if origin
+            else []
+        ),
+        f"- from `{metadata.get('source', 'unknown')}`, sha256 `{metadata.get('source_sha256') or 'none'}`",
+        f"- `model.safetensors`: sha256 `{config.get('weights_sha256', 'none')}`",
+        f"- written by dcls_models {metadata.get('dcls_models')} (commit {metadata.get('git_commit')}), "
+        f"timm {metadata.get('timm')}, torch {metadata.get('torch')}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _citations(config: dict[str, Any]) -> str:
+    version = (config.get("model_args") or {}).get("version", "v0")
+    of_weights = str(config["pretrained_cfg"].get("paper_ids", "")).removeprefix("arXiv:")
+    wanted = ["2112.03740", "" if version == "v0" else "2306.00817", of_weights]
+    entries = []
+    for number in dict.fromkeys(n for n in wanted if n in PAPERS):
+        title, authors, year = PAPERS[number]
+        entries.append(
+            f"@article{{dcls{number.replace('.', '')},\n  title = {{{title}}},\n  author = {{{authors}}},\n"
+            f"  journal = {{arXiv:{number}}},\n  year = {{{year}}},\n}}"
+        )
+    return "## Citation\n\n```bibtex\n" + "\n".join(entries) + "\n```\n"
+
+
+def _entries(measured: list[dict[str, Any]], dataset_id: str) -> str:
+    entries = [
+        EvalResultEntry(dataset_id, key, result[key], date=result["date"], notes=result["command"])
+        for result in measured
+        for key in METRICS
+        if key in result
+    ]
+    return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)

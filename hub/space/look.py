@@ -1,0 +1,84 @@
+"""What a model says of an image, where it looks, and what its kernels have learned."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from timm.data import create_transform, resolve_data_config
+from torch import nn
+from torch.nn import functional as F
+
+from dcls_models.layers import DclsNd
+
+
+def inputs_of(model: nn.Module, image: Image.Image) -> torch.Tensor:
+    """The image ``(1, C, H, W)`` as the model wants it."""
+    return create_transform(**resolve_data_config({}, model=model))(image.convert("RGB"))[None]
+
+
+def predict(model: nn.Module, image: Image.Image, best: int = 5) -> dict[str, float]:
+    """The most probable classes and their probabilities."""
+    with torch.inference_mode():
+        scores = model(inputs_of(model, image)).softmax(1)[0]
+    cfg = model.pretrained_cfg
+    names = cfg.get("label_names") or [str(i) for i in range(len(scores))]
+    descriptions = cfg.get("label_descriptions") or {}
+    top = scores.topk(min(best, len(scores)))
+    found = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    return {descriptions.get(names[i], names[i]): value for i, value in found}
+
+
+def grad_cam(model: nn.Module, image: Image.Image, threshold: bool = False) -> torch.Tensor:
+    """Where the model looks for its most probable class.
+
+    Grad-CAM weights the activations of the last stage with their gradients' mean over the image, and
+    rectifies the mean over channels. Threshold-Grad-CAM (arXiv:2408.03164) rectifies before the mean,
+    normalises to 0..1 and lifts everything below 0.3 to 0.3.
+
+    Returns:
+        ``(H, W)`` of the model's input, in 0..1.
+    """
+    kept: list[torch.Tensor] = []
+    stage = model.get_submodule(model.feature_info[-1]["module"])
+    hook = stage.register_forward_hook(lambda module, args, output: kept.append(output))
+    inputs = inputs_of(model, image)
+    try:
+        logits = model(inputs)
+    finally:
+        hook.remove()
+    (activations,) = kept
+    (gradients,) = torch.autograd.grad(logits.max(), activations)
+    weighted = activations.detach() * gradients.mean((2, 3), keepdim=True)
+    found = weighted.relu().mean(1) if threshold else weighted.mean(1).relu()
+    found = (found - found.min()) / (found.max() - found.min()).clamp(min=1e-12)
+    if threshold:
+        found = found.clamp(min=0.3)
+    return F.interpolate(found[None], inputs.shape[-2:], mode="bilinear")[0, 0]
+
+
+def overlay(image: Image.Image, heat: torch.Tensor) -> Image.Image:
+    """The heat map over the image, at 320 pixels."""
+    size = (320, 320)
+    coloured = plt.get_cmap("viridis")(heat.clamp(0, 1).numpy())[..., :3]
+    mask = Image.fromarray((255 * coloured).astype(np.uint8)).resize(size, Image.Resampling.BILINEAR)
+    return Image.blend(image.convert("RGB").resize(size), mask, 0.5)
+
+
+def layers_of(model: nn.Module) -> dict[str, DclsNd]:
+    """The layers with learned positions, by name."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, DclsNd)}
+
+
+def draw_positions(layer: DclsNd) -> Figure:
+    """All elements of a layer: where they sit (pixels from the centre), coloured by their weight."""
+    positions, weights = layer.positions.detach().flatten(1), layer.weight.detach().flatten()
+    figure = Figure(figsize=(4, 4), layout="constrained")
+    axis = figure.subplots()
+    limit = weights.abs().quantile(0.99).item()
+    colours = {"c": weights, "cmap": "coolwarm", "vmin": -limit, "vmax": limit}
+    axis.scatter(positions[1], positions[0], s=4, alpha=0.5, **colours)
+    height, width = layer.dilated_kernel_size
+    axis.set(xlim=(-width / 2, width / 2), ylim=(height / 2, -height / 2), aspect="equal")
+    axis.set(xlabel="pixels", ylabel="pixels", title=f"{len(weights):,} elements, {height} x {width}")
+    return figure
