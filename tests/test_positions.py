@@ -271,6 +271,13 @@ def test_loaded_positions_outside_are_kept_and_reported(version, caplog):
     assert torch.equal(grad, expected)
 
 
+def test_a_layer_of_inference_mode_keeps_loaded_positions_outside():
+    with torch.inference_mode():
+        layer = new_layer("v1")
+        positions = loaded_from_outside(layer)
+        assert torch.equal(layer.state_dict()["positions"], positions)
+
+
 @all_optimizers
 @pytest.mark.parametrize("make", [new_layer, Stage])
 def test_the_first_step_clamps_loaded_positions(make, optimizer):

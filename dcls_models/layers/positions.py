@@ -217,7 +217,7 @@ def _keep_loaded_outside(module: Holder, incompatible_keys: Any) -> None:
     if positions is None:
         return
     module.positions_kept_at = None
-    if positions.is_meta or positions.is_inference() or hasattr(positions, "placements"):
+    if positions.is_meta or hasattr(positions, "placements"):
         return  # no values to look at, or only a shard of them
     size = module.positions_size
     outside = sum(int((row.abs() > k // 2).sum()) for row, k in zip(positions, size, strict=True))
