@@ -12,13 +12,20 @@ from .checkpoint import CheckpointError
 WEIGHTS_FROM = ("pretrained_cfg", "pretrained_cfg_overlay")  # where a training started from
 
 
-def load_model(name: str | None = None, checkpoint: str | Path | None = None, **kwargs: Any) -> nn.Module:
+def load_model(
+    name: str | None = None,
+    checkpoint: str | Path | None = None,
+    ema: bool | None = None,
+    **kwargs: Any,
+) -> nn.Module:
     """Creates a model with its weights, in eval mode.
 
     Args:
         name: A timm name (``convnext_dcls_tiny``), a folder (``local-dir:FOLDER``) or a Hub id
             (``hf-hub:USER/NAME``), all with their pretrained weights; not needed with a checkpoint.
         checkpoint: A checkpoint of ``python -m train``, which knows its model.
+        ema: Which weights of a checkpoint: the averaged ones (EMA) or the raw ones; by default the averaged
+            ones where it has both, as for the authors' files.
         **kwargs: More arguments for ``timm.create_model``.
 
     Returns:
@@ -26,22 +33,22 @@ def load_model(name: str | None = None, checkpoint: str | Path | None = None, **
         known.
 
     Raises:
-        CheckpointError: If the checkpoint is not one of the trainer's, or is for another model than ``name``.
+        CheckpointError: If the checkpoint is not one of the trainer's, is for another model than ``name``, or
+            has no averaged weights.
         ValueError: If neither is given.
     """
     if checkpoint is not None:
-        return _from_trainer(Path(checkpoint), name, **kwargs).eval()
+        return _from_trainer(Path(checkpoint), name, ema, **kwargs).eval()
     if name is None:
         raise ValueError("give the name of a model, or a checkpoint")
     return timm.create_model(name, pretrained=True, **kwargs).eval()
 
 
-def _from_trainer(path: Path, name: str | None, **kwargs: Any) -> nn.Module:
+def _from_trainer(path: Path, name: str | None, ema: bool | None, **kwargs: Any) -> nn.Module:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         run, data = checkpoint["hyper_parameters"], checkpoint["datamodule_hyper_parameters"]
-        stored = checkpoint["state_dict"]
-        weights = {k.removeprefix("model."): v for k, v in stored.items() if k.startswith("model.")}
+        raw, averaged = (_below(prefix, checkpoint["state_dict"]) for prefix in ("model.", "ema.module."))
     except FileNotFoundError as error:
         raise CheckpointError(f"there is no checkpoint {path}") from error
     except Exception as error:
@@ -52,6 +59,10 @@ def _from_trainer(path: Path, name: str | None, **kwargs: Any) -> nn.Module:
         ) from error
     if name is not None and name != run["name"]:
         raise CheckpointError(f"{path} holds a {run['name']}, not a {name}")
+    if ema and not averaged:
+        raise CheckpointError(
+            f"{path} has no averaged weights; train with model.ema_decay, or load the raw ones"
+        )
     preprocessing = {k: data[k] for k in ("mean", "std", "interpolation", "crop_pct")}
     side = data["img_size"]
     cfg = {**preprocessing, "input_size": (3, side, side), "num_classes": run["num_classes"]}
@@ -62,5 +73,9 @@ def _from_trainer(path: Path, name: str | None, **kwargs: Any) -> nn.Module:
         num_classes=run["num_classes"],
         **{k: v for k, v in {**(run["model_kwargs"] or {}), **kwargs}.items() if k not in WEIGHTS_FROM},
     )
-    model.load_state_dict(weights)
+    model.load_state_dict(averaged if averaged and ema is not False else raw)
     return model
+
+
+def _below(prefix: str, stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)}
