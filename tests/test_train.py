@@ -194,8 +194,8 @@ class TestParts:
         torch.testing.assert_close(module._distance_to_teacher(batch[0], student), expected)
 
     def test_head_only_leaves_the_rest(self, images, tmp_path):
-        fit(images, tmp_path, *SHORT, "--model.head_only", "true", "--model.lr", "0.1", "--model.name", "test_resnet_dcls",
-            "--model.model_kwargs", "{}")  # fmt: skip
+        options = ["--model.head_only", "true", "--model.lr", "0.1", "--model.model_kwargs", "{}"]
+        fit(images, tmp_path, *SHORT, *options, "--model.name", "test_resnet_dcls")
         pl.seed_everything(0)
         before = Classifier("test_resnet_dcls", num_classes=4).model.state_dict()
         after = {k.removeprefix("model."): v for k, v in last(tmp_path)["state_dict"].items()}

@@ -15,7 +15,8 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from train.checkpoints import AtomicCheckpointIO, KeepLast, last_checkpoint
+from dcls_models import CheckpointError
+from train.checkpoints import AtomicCheckpointIO, KeepLast, check_checkpoint, last_checkpoint
 from train.data import Images
 from train.module import Classifier
 from train.positions import PositionsPicture
@@ -65,8 +66,20 @@ class TrainCLI(LightningCLI):
         config = self.config[self.config["subcommand"]]
         if config["ckpt_path"] == "last":
             config["ckpt_path"] = str(last_checkpoint(Path(config["trainer"]["default_root_dir"])))
-        elif config["ckpt_path"] and not Path(config["ckpt_path"]).is_file():
-            raise FileNotFoundError(f"there is no checkpoint {config['ckpt_path']}")
+        if config["ckpt_path"]:
+            check_checkpoint(Path(config["ckpt_path"]), config["model"]["name"])
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Runs, and says which checkpoint it is that does not fit."""
+        try:
+            super()._run_subcommand(subcommand)
+        except RuntimeError as error:
+            if "loading state_dict" not in str(error):
+                raise
+            path = self.config[subcommand]["ckpt_path"]
+            raise CheckpointError(
+                f"{path} does not fit the model that is configured: {reason(error)}"
+            ) from error
 
     def _parse_ckpt_path(self) -> None:
         """Leaves the model as the config and the flags say: it is compared with the checkpoint instead."""

@@ -17,6 +17,7 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint
 
+from dcls_models import CheckpointError
 from train.module import NotFiniteError
 
 _logger = logging.getLogger(__name__)
@@ -160,6 +161,27 @@ def _set_handler(signum: int, handler: Callable[[int, FrameType | None], None] |
         return signal.signal(signum, handler)
     except ValueError:  # not in the main thread, a notebook's for instance
         return signal.getsignal(signum)
+
+
+def check_checkpoint(path: Path, name: str) -> None:
+    """Makes sure that a checkpoint is whole, of this trainer and of this model, before anything else is done.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        CheckpointError: If it cannot be used.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    try:
+        stored = torch.load(path, map_location="meta", weights_only=True, mmap=True)["hyper_parameters"][
+            "name"
+        ]
+    except Exception as error:  # unpicklers raise anything
+        raise CheckpointError(
+            f"{path} is damaged or no checkpoint of python -m train ({type(error).__name__})"
+        ) from error
+    if stored != name:
+        raise CheckpointError(f"{path} is of a {stored}, not of a {name}; choose the same model.name")
 
 
 def last_checkpoint(root: Path) -> Path:

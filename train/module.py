@@ -263,9 +263,9 @@ class Classifier(pl.LightningModule):
         """
         if self._finite is not None and not self._finite.item():
             raise NotFiniteError(
-                f"the loss is not finite (epoch {self.current_epoch}, update {self.global_step}); lower "
-                "model.lr, clip gradients (trainer.gradient_clip_val) or use trainer.precision 32-true, and go "
-                "on from the last checkpoint with --ckpt_path last"
+                f"the loss is not finite in update {self.global_step} (epoch {self.current_epoch}); lower "
+                "model.lr, clip gradients (trainer.gradient_clip_val) or use trainer.precision 32-true, and "
+                "go on from the last checkpoint with --ckpt_path last"
             )
 
     def _note_finite(self, loss: torch.Tensor, batch_idx: int) -> None:
