@@ -33,6 +33,7 @@ QUIET = (
     r".*`self.trainer` reference is not registered.*",
     r".*exists and is not empty.*",
     r".*GPU available but not used.*",
+    r".*It is recommended to use `self.log\('(val|test)/.*",  # the metrics are summed over processes already
 )
 TALKATIVE = (
     "pytorch_lightning.utilities.rank_zero",  # tips, and which devices are not used
@@ -98,8 +99,8 @@ class TrainCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Adds what has no options."""
         config = self.config_init[self.subcommand]["trainer"]
-        if config["strategy"] in ("auto", "ddp") or str(config["strategy"]).startswith("ddp"):
-            kwargs["plugins"] = [*(config["plugins"] or []), AtomicCheckpointIO()]
+        plugins = config["plugins"] or []
+        kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
         trainer = super().instantiate_trainer(**kwargs)
         if trainer.progress_bar_callback is not None:
             trainer.callbacks.remove(trainer.progress_bar_callback)
@@ -170,6 +171,8 @@ def run(args: ArgsType = None) -> None:
     """The same, with one line that says what is wrong instead of a traceback."""
     try:
         main(args)
+    except torch.multiprocessing.ProcessExitedException as error:
+        sys.exit(error.exit_code)  # of the processes that ddp_fork and ddp_spawn have started
     except torch.OutOfMemoryError:
         sys.exit(
             "error: too little memory; choose a smaller data.batch_size, or model.grad_checkpointing true"

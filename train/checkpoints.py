@@ -81,6 +81,15 @@ class KeepLast(Checkpoint):
         """Where the checkpoint is."""
         return Path(trainer.default_root_dir) / self.dirname / LAST
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Makes sure that a checkpoint is one file.
+
+        Raises:
+            ValueError: If the strategy would write a folder.
+        """
+        if getattr(trainer.strategy, "_save_distributed_checkpoint", False):
+            raise ValueError("checkpoints are one file: --trainer.strategy.save_distributed_checkpoint false")
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Takes the signals over from Lightning, which stops in the middle of an accumulation."""
         self.received = 0

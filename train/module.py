@@ -12,6 +12,7 @@ from timm.models import model_parameters
 from timm.task.distillation import DistillationTeacher
 from timm.utils import ModelEmaV3
 from timm.utils.agc import adaptive_clip_grad
+from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
@@ -136,13 +137,19 @@ class Classifier(pl.LightningModule):
         self.metrics = torch.nn.ModuleDict({suffix: _metrics(num_classes) for suffix in self._evaluated()})
         self._teacher: tuple[DistillationTeacher, ...] = ()  # a tuple, so that it is no part of the module
         self._finite: torch.Tensor | None = None
+        self._sharded = False
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits ``(N, num_classes)`` of images ``(N, 3, H, W)``."""
         return self.model(images.contiguous(memory_format=self.layout))
 
     def configure_model(self) -> None:
-        """Compiles the model, not the whole module: its parameters keep their names."""
+        """Compiles the model, not the whole module (parameters keep their names), and shards it (FSDP2)."""
+        if self.device_mesh is not None and not self._sharded:
+            self._sharded = True
+            for model in self._evaluated().values():
+                for part in (*holders(model), model):
+                    fully_shard(part, mesh=self.device_mesh["data_parallel"])
         backend = self.hparams["compile"]
         if backend and self.model._compiled_call_impl is None:
             self.model.compile(backend=backend)
@@ -178,7 +185,9 @@ class Classifier(pl.LightningModule):
         if self._teacher:
             weight = self.hparams["teacher_weight"]
             loss = (1 - weight) * loss + weight * self._distance_to_teacher(images, logits)
-        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=len(images))
+        self.log("train/loss_step", loss, prog_bar=True, batch_size=len(images))
+        once = {"on_step": False, "on_epoch": True, "sync_dist": True}
+        self.log("train/loss_epoch", loss, batch_size=len(images), **once)
         start = self.hparams["repulsive_from_epoch"]
         if start is not None and self.current_epoch >= start:
             repulsive = repulsion(self.model) ** 2
