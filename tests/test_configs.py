@@ -1,5 +1,7 @@
 """Every recipe starts: its own file, a tiny model of its family, a few images."""
 
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -81,3 +83,53 @@ def test_every_published_vision_model_has_a_recipe():
         if timm.get_pretrained_cfg(name).has_weights and "audio" not in name
     }
     assert published == {p.stem for p in CONFIGS.glob("imagenet/*.yaml")}
+
+
+class TestSlurm:
+    """The script as it is, with commands that stand in for the cluster's: no SLURM can be had here."""
+
+    def submit(self, tmp_path, code):
+        for name, body in (("srun", f'printf "%s\\n" "$@" > {tmp_path}/srun.txt; exit {code}'),
+                           ("scontrol", f'echo "$@" > {tmp_path}/scontrol.txt')):  # fmt: skip
+            (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+            (tmp_path / name).chmod(0o755)
+        job = {"SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "8", "SLURM_JOB_ID": "42"}
+        path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        script = [
+            "bash",
+            str(CONFIGS / "slurm.sh"),
+            str(CONFIGS / "digits.yaml"),
+            "data",
+            str(tmp_path / "run"),
+        ]
+        done = subprocess.run(script, env={**os.environ, **job, **path}, capture_output=True, text=True)
+        assert not done.stderr
+        return done.returncode, (tmp_path / "srun.txt").read_text().splitlines()
+
+    def test_a_stopped_job_queues_again(self, tmp_path):
+        code, command = self.submit(tmp_path, 143)
+        assert code == 143
+        assert (tmp_path / "scontrol.txt").read_text() == "requeue 42\n"
+        assert "--ckpt_path" not in command
+
+    def test_and_goes_on(self, tmp_path):
+        (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+        (tmp_path / "run" / "checkpoints" / "last.ckpt").touch()
+        code, command = self.submit(tmp_path, 0)
+        assert code == 0
+        assert not (tmp_path / "scontrol.txt").exists()
+        assert command[-2:] == ["--ckpt_path", "last"]
+
+    def test_a_failed_job_does_not(self, tmp_path):
+        assert self.submit(tmp_path, 1)[0] == 1
+        assert not (tmp_path / "scontrol.txt").exists()
+
+    def test_the_trainer_takes_its_options(self, tmp_path, capsys):
+        _, command = self.submit(tmp_path, 0)
+        assert command[:3] == ["python", "-m", "train"]
+        with pytest.raises(SystemExit) as exited:
+            main([*command[3:], "--print_config"])
+        assert exited.value.code == 0
+        config = yaml.safe_load(capsys.readouterr().out)
+        assert (config["trainer"]["num_nodes"], config["trainer"]["devices"]) == (2, "8")
+        assert config["data"]["root"] == "data"

@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import json
 import logging
 import re
 import resource
@@ -31,6 +32,8 @@ from train.__main__ import main, reason, run
 from train.checkpoints import KeepLast
 from train.data import Images
 from train.module import Classifier, NotFiniteError
+from train.study import VARIANTS
+from train.study import main as study
 
 SMALL = {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 16], "patch_size": 2, "kernel_count": 5}
 SHORT = ["--trainer.max_epochs", "1", "--trainer.limit_val_batches", "1"]
@@ -462,3 +465,18 @@ def test_an_earlier_run_is_not_replaced_without_a_word(images, tmp_path, caplog)
     assert "of an earlier run" not in caplog.text
     fit(images, tmp_path, *SHORT, *callback("SignalAt", epoch=9, batch=9))
     assert "of an earlier run" in caplog.text
+
+
+@pytest.mark.slow
+def test_the_study_measures_every_variant(tmp_path, capsys):
+    study(["--out", str(tmp_path), "--seeds", "2", "--epochs", "1", "--trainer.limit_train_batches", "1"])
+    said = capsys.readouterr().out
+    written = json.loads((tmp_path / "study.json").read_text())
+    assert written["results"].keys() == VARIANTS.keys()
+    for label, found in written["results"].items():
+        assert len(found["top1"]) == 2
+        assert found["mean"] == pytest.approx(sum(found["top1"]) / 2, abs=1e-3)
+        assert f"{label:11} {found['parameters']:8,} parameters  top-1 {found['mean']:.2f}" in said
+    sizes = {label: found["parameters"] for label, found in written["results"].items()}
+    assert sizes["DCLS v0"] == sizes["DCLS v1"] == pytest.approx(sizes["dense 7x7"], rel=0.02)
+    assert Image.open(tmp_path / "study.png").width > 300

@@ -90,3 +90,35 @@ def test_torchrun_starts_four(images, tmp_path):
     close(last(tmp_path / "one"), last(tmp_path / "four"))
     one, many = (evaluations(tmp_path / r) for r in ("one", "four"))
     assert one[0] == many[0]
+
+
+FSDP2 = [
+    *("--trainer.devices", "2", "--trainer.strategy", "pytorch_lightning.strategies.ModelParallelStrategy"),
+    *("--trainer.strategy.save_distributed_checkpoint", "false", "--data.batch_size", "4"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_sharded_training_is_the_same_and_goes_on(images, tmp_path):
+    fit(images, tmp_path / "one", *EXACT)
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "-m",
+        "train",
+    ]
+    where = ["--data.root", str(images), "--trainer.default_root_dir", str(tmp_path / "two")]
+    command = [*torchrun, "fit", *TINY, *SMALL_DATA, *where, *EXACT, *FSDP2]
+    stop = callback("SignalAt", epoch=1, batch=1)
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}  # noqa: PTH109
+    for flags, ends in ((stop, False), (["--ckpt_path", "last"], True)):
+        done = subprocess.run(
+            [*command, *flags], capture_output=True, text=True, timeout=280, env=environment
+        )
+        assert (done.returncode == 0) == ends, done.stderr[-2000:]
+        assert last(tmp_path / "two")["global_step"] == (12 if ends else 8)
+    close(last(tmp_path / "one"), last(tmp_path / "two"))
