@@ -5,7 +5,6 @@ import csv
 import json
 import logging
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -406,6 +405,7 @@ class TestErrors:
         assert all(v.isfinite().all() for v in last(tmp_path)["state_dict"].values())
 
     def test_a_full_disk_leaves_the_checkpoint_before(self, images, tmp_path):
+        resource = pytest.importorskip("resource")
         often = [*RANDOM, "--keep_last.every_n_updates", "2"]
         fit(images, tmp_path, *often, "--trainer.max_steps", "2")
         before = last(tmp_path)

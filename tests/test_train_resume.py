@@ -96,6 +96,16 @@ def test_killed_while_writing_a_checkpoint_the_one_before_is_used(whole, images,
     assert not list((tmp_path / "checkpoints").glob(".*"))
 
 
+def test_an_epoch_that_was_cut_short_is_over(images, tmp_path):
+    more = [*RANDOM, "--trainer.limit_train_batches", "4"]
+    fit(images, tmp_path / "whole", *more)
+    child = in_child(fit, images, tmp_path / "killed", *more, *callback("DieWhileSaving", nth=2))
+    child.join(100)
+    assert last(tmp_path / "killed")["global_step"] == 4
+    fit(images, tmp_path / "killed", *more, *RESUME)
+    assert same(last(tmp_path / "killed"), last(tmp_path / "whole"))
+
+
 def test_the_last_checkpoint_is_found_or_it_is_an_error(images, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no checkpoint .*last\.ckpt"):
         fit(images, tmp_path, *RANDOM, *RESUME)

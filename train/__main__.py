@@ -155,7 +155,7 @@ def main(args: ArgsType = None) -> None:
             seed_everything_default=0,
             auto_configure_optimizers=False,  # model.opt: the positions need their own group
             save_config_kwargs={"overwrite": True},
-            parser_kwargs={"prog": "python -m train"},
+            parser_kwargs={"prog": "python -m train", "description": "Trains and uses image classifiers."},
         )
 
 

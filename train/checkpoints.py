@@ -66,20 +66,18 @@ class KeepLast(Checkpoint):
 
     Args:
         every_n_updates: How often to save besides the ends of epochs.
-        dirname: Folder of the checkpoint, in ``trainer.default_root_dir``.
     """
 
-    def __init__(self, every_n_updates: int = 1000, dirname: str = "checkpoints") -> None:
+    def __init__(self, every_n_updates: int = 1000) -> None:
         if every_n_updates < 1:
             raise ValueError(f"keep_last.every_n_updates must be at least 1, got {every_n_updates}")
         self.every_n_updates = every_n_updates
-        self.dirname = dirname
         self.received = 0
         self._handlers: dict[int, Any] = {}
 
     def path(self, trainer: pl.Trainer) -> Path:
         """Where the checkpoint is."""
-        return Path(trainer.default_root_dir) / self.dirname / LAST
+        return Path(trainer.default_root_dir) / "checkpoints" / LAST
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Makes sure that a checkpoint is one file.

@@ -31,22 +31,19 @@ class TrainLoader(DataLoader):
     """A loader that Lightning stores and restores with its place in the epoch."""
 
     def __init__(
-        self, dataset: Samples, sampler: TrainSampler, seen: Callable[[], int], **kwargs: Any
+        self, dataset: Samples, sampler: TrainSampler, place: Callable[[], dict[str, int]], **kwargs: Any
     ) -> None:
         super().__init__(dataset, sampler=sampler, drop_last=True, **kwargs)
-        self.seen = seen
+        self.place = place
 
     def state_dict(self) -> dict[str, int]:
         """The epoch, and how many batches of it were trained on (not: fetched)."""
-        assert isinstance(self.sampler, TrainSampler)
-        return {"epoch": self.sampler.epoch, "batches": self.seen()}
+        return self.place()
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Goes on where the checkpoint was written."""
         assert isinstance(self.sampler, TrainSampler)
-        over = state["batches"] >= len(self)
-        batches = 0 if over else state["batches"]
-        self.sampler.resume(state["epoch"] + over, batches * (self.batch_size or 1))
+        self.sampler.resume(state["epoch"], state["batches"] * (self.batch_size or 1))
 
 
 class ShardLoader(DataLoader):
@@ -203,7 +200,7 @@ class Images(pl.LightningDataModule):
             batches = shards.batches(self.hparams["batch_size"], self.hparams["num_workers"])
             return ShardLoader(shards, self._epoch, batches, **self._how())
         sampler = TrainSampler(self.train_set, rank, world, run_seed(), self.hparams["repeats"])
-        return TrainLoader(self.train_set, sampler, self._batches_seen, **self._how())
+        return TrainLoader(self.train_set, sampler, self._place_in_epoch, **self._how())
 
     def val_dataloader(self) -> DataLoader:
         """In order and complete."""
@@ -306,5 +303,11 @@ class Images(pl.LightningDataModule):
     def _epoch(self) -> int:
         return self.trainer.current_epoch if self.trainer else 0
 
-    def _batches_seen(self) -> int:
-        return self.trainer.fit_loop.epoch_loop.batch_progress.current.processed if self.trainer else 0
+    def _place_in_epoch(self) -> dict[str, int]:
+        """Of the next batch to train on; when an epoch has ended, the beginning of the next."""
+        if self.trainer is None:
+            return {"epoch": 0, "batches": 0}
+        loop = self.trainer.fit_loop
+        epoch = loop.epoch_progress.current.processed
+        inside = epoch == self.trainer.current_epoch
+        return {"epoch": epoch, "batches": inside * loop.epoch_loop.batch_progress.current.processed}
