@@ -14,6 +14,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from dcls_models import CheckpointError
 from train.checkpoints import AtomicCheckpointIO, KeepLast, check_checkpoint, last_checkpoint
@@ -33,7 +34,7 @@ QUIET = (
     r".*`self.trainer` reference is not registered.*",
     r".*exists and is not empty.*",
     r".*GPU available but not used.*",
-    r".*It is recommended to use `self.log\('(val|test)/.*",  # the metrics are summed over processes already
+    r".*It is recommended to use `self.log\('(val|test|positions)/.*",  # the same on every process
 )
 TALKATIVE = (
     "pytorch_lightning.utilities.rank_zero",  # tips, and which devices are not used
@@ -142,7 +143,8 @@ def _loggers(root: Path, resumed: bool) -> list[dict[str, Any]]:
 
 def main(args: ArgsType = None) -> None:
     """Runs ``fit``, ``validate``, ``test`` or ``predict``."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    level = logging.INFO if getattr(rank_zero_only, "rank", 0) in (None, 0) else logging.ERROR
+    logging.basicConfig(level=level, format="%(message)s")
     for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.WARNING)
     with warnings.catch_warnings():

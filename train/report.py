@@ -61,9 +61,9 @@ class Report(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Adds a row to the summary."""
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}  # processes average together
         if not trainer.is_global_zero:
             return
-        metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
         keys = [
             f"{k}{end}"
             for end in ("", "_ema")[: 1 + (pl_module.ema is not None)]
