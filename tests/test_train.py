@@ -47,7 +47,7 @@ def images(tmp_path_factory):
 def whole(images, tmp_path_factory):
     """A run with pictures."""
     folder = tmp_path_factory.mktemp("whole")
-    fit(images, folder, *RANDOM, "--report.pictures", "true", "--positions.every_n_epochs", "1")
+    fit(images, folder, *RANDOM, "--report.pictures", "true", "--positions.kernels", "4")
     return folder
 
 
@@ -218,6 +218,14 @@ class TestParts:
         data = Images(str(images), like="fastvit_dcls_sa24", crop_pct=0.5)
         assert (data.hparams["img_size"], data.hparams["crop_pct"]) == (256, 0.5)
         assert data.train_set[0][0].shape == (3, 256, 256)
+
+    def test_preprocessing_of_an_exported_model(self, images, whole, tmp_path):
+        hub_main(["export", "--checkpoint", str(whole / "checkpoints" / "last.ckpt"), "--out", str(tmp_path)])
+        data = Images(str(images), like=f"local-dir:{tmp_path}")
+        assert data.hparams["img_size"] == 32
+        module = Classifier(f"local-dir:{tmp_path}", pretrained=True, num_classes=4)
+        stored = last(whole)["state_dict"]["ema.module.stages.0.positions"]
+        assert torch.equal(module.model.stages[0].positions, stored)
 
     def test_the_total_batch_size_is_reached_by_accumulating(self, images, tmp_path):
         fit(images, tmp_path, *SHORT, "--data.total_batch_size", "24")

@@ -20,7 +20,7 @@ TINY = [
     *("--model.name", "test_convnext_dcls", "--data.img_size", "32", "--data.num_workers", "0"),
     *("--model.model_kwargs", "{depths: [1, 1, 1, 1], dims: [8, 8, 8, 16], patch_size: 2, kernel_count: 5}"),
     *("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"),
-    *("--trainer.accelerator", "cpu", "--report.pictures", "false", "--positions.every_n_epochs", "100"),
+    *("--trainer.accelerator", "cpu", "--report.pictures", "false", "--positions.kernels", "0"),
 ]
 SMALL_DATA = ["--data.batch_size", "8"]  # six batches of the 48 images of ``write_images``
 RANDOM = [

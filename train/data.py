@@ -10,6 +10,7 @@ import timm
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import is_model
+from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
 from torch.utils.data import DataLoader
 
 from train.augment import create_transform
@@ -25,6 +26,17 @@ PREPROCESSING = {
     "interpolation": "bicubic",
     "crop_pct": 0.875,
 }
+
+
+def _config_of(name: str) -> dict[str, Any] | None:
+    """What a model says of its preprocessing: a timm name, ``local-dir:FOLDER``, ``hf-hub:USER/NAME``."""
+    if name.startswith("local-dir:"):
+        return load_model_config_from_path(name.removeprefix("local-dir:"))[0]
+    if name.startswith("hf-hub:"):
+        return load_model_config_from_hf(name.removeprefix("hf-hub:"))[0]
+    if is_model(name.split(".")[0]):
+        return (timm.get_pretrained_cfg(name) or timm.get_pretrained_cfg(name.split(".")[0])).to_dict()
+    return None
 
 
 class TrainLoader(DataLoader):
@@ -245,11 +257,10 @@ class Images(pl.LightningDataModule):
     def _fill_in_preprocessing(self, like: str | None) -> None:
         """Resolves what is not given: from the model, or else as usual for ImageNet; loading needs it."""
         known = dict(PREPROCESSING)
-        name = (like or "").split(".")[0]
-        if is_model(name):
-            cfg = timm.get_pretrained_cfg(like) or timm.get_pretrained_cfg(name)
-            known |= {k: getattr(cfg, k) for k in known if k != "img_size"}
-            known["img_size"] = cfg.input_size[-1]
+        cfg = _config_of(like or "")
+        if cfg:
+            known |= {k: cfg[k] for k in known if k != "img_size"}
+            known["img_size"] = cfg["input_size"][-1]
         self.hparams.update({k: v for k, v in known.items() if self.hparams[k] is None})
 
     def _transform(self, training: bool) -> Any:

@@ -23,7 +23,7 @@ class PositionsPicture(pl.Callback):
 
     Args:
         filename: File in the run's folder (``trainer.default_root_dir``).
-        kernels: Kernels (output channels) per stage that are drawn.
+        kernels: Kernels (output channels) per stage that are drawn; 0 for no pictures.
         every_n_epochs: How often TensorBoard gets histograms and pictures.
     """
 
@@ -51,7 +51,7 @@ class PositionsPicture(pl.Callback):
         for i, (before, now, _) in enumerate(self._stages(pl_module)):
             distance = (now - before).square().sum(0).sqrt().mean()
             pl_module.log(f"positions/moved_{i}", distance, rank_zero_only=True)
-        if trainer.current_epoch % self.every_n_epochs == 0:
+        if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero and self.before:
                     self._show(logger, trainer.global_step, self._stages(pl_module))
@@ -59,7 +59,7 @@ class PositionsPicture(pl.Callback):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes the picture."""
         stages = self._stages(pl_module)
-        if trainer.is_global_zero and stages:
+        if trainer.is_global_zero and stages and self.kernels:
             figure = draw_positions(stages, self.kernels)
             figure.savefig(Path(trainer.default_root_dir) / self.filename, dpi=110)
             plt.close(figure)
@@ -73,7 +73,8 @@ class PositionsPicture(pl.Callback):
         for i, (_, now, _) in enumerate(stages):
             for axis, row in enumerate(now):
                 logger.experiment.add_histogram(f"positions/stage_{i}_axis_{axis}", row, step)
-        logger.experiment.add_figure("positions", draw_positions(stages, self.kernels), step)
+        if self.kernels:
+            logger.experiment.add_figure("positions", draw_positions(stages, self.kernels), step)
 
 
 def _holders(pl_module: pl.LightningModule) -> list[Any]:
@@ -105,6 +106,7 @@ def draw_positions(stages: list[Stage], kernels: int) -> Figure:
                 xlim=(-(width // 2) - 0.7, width // 2 + 0.7), ylim=(height // 2 + 0.7, -(height // 2) - 0.7)
             )
             axis.set(aspect="equal", title=f"stage {row + 1}, kernel {column}")
+            axis.set(xticks=(-(width // 2), 0, width // 2), yticks=(-(height // 2), 0, height // 2))
             axis.tick_params(labelsize=7)
             axis.title.set_fontsize(9)
     figure.suptitle("positions before (hollow) and after training (red), in pixels of the kernel")
