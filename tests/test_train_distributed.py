@@ -32,7 +32,9 @@ def close(one, other):
     assert one["global_step"] == other["global_step"]
     assert one["state_dict"].keys() == other["state_dict"].keys()
     for key, value in one["state_dict"].items():
-        torch.testing.assert_close(value, other["state_dict"][key], rtol=1e-4, atol=2e-5, msg=key)
+        torch.testing.assert_close(
+            value, other["state_dict"][key], rtol=1e-4, atol=2e-5, msg=lambda m, key=key: f"{key}: {m}"
+        )
 
 
 def evaluations(run):
@@ -94,6 +96,7 @@ def test_torchrun_starts_four(images, tmp_path):
 
 FSDP2 = [
     *("--trainer.devices", "2", "--trainer.strategy", "pytorch_lightning.strategies.ModelParallelStrategy"),
+    *("--trainer.strategy.data_parallel_size", "2", "--trainer.strategy.tensor_parallel_size", "1"),
     *("--trainer.strategy.save_distributed_checkpoint", "false", "--data.batch_size", "4"),
 ]
 

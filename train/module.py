@@ -146,6 +146,11 @@ class Classifier(pl.LightningModule):
     def configure_model(self) -> None:
         """Compiles the model, not the whole module (parameters keep their names), and shards it (FSDP2)."""
         if self.device_mesh is not None and not self._sharded:
+            if self.device_mesh["tensor_parallel"].size() > 1:  # Lightning's default
+                raise ValueError(
+                    "these models are sharded over the data only: add --trainer.strategy.data_parallel_size N "
+                    "(all devices) and --trainer.strategy.tensor_parallel_size 1"
+                )
             self._sharded = True
             for model in self._evaluated().values():
                 for part in (*holders(model), model):

@@ -30,6 +30,7 @@ class Progress(TQDMProgressBar):
         per_update = hparams.get("batch_size", 0) * trainer.world_size * trainer.accumulate_grad_batches
         if per_update:
             items["img/s"] = round(per_update * updates / seconds)
-        total = trainer.lr_scheduler_configs[0].scheduler.updates if trainer.lr_scheduler_configs else 0
+        schedules = trainer.lr_scheduler_configs
+        total = getattr(schedules[0].scheduler, "updates", 0) if schedules else 0
         left = timedelta(seconds=round((total - trainer.global_step) * seconds / updates))
         return {**items, "left": str(left)} if total else items
