@@ -148,7 +148,7 @@ class Classifier(pl.LightningModule):
         if self.device_mesh is not None and not self._sharded:
             if self.device_mesh["tensor_parallel"].size() > 1:  # Lightning's default
                 raise ValueError(
-                    "these models are sharded over the data only: add --trainer.strategy.data_parallel_size N "
+                    "these models are sharded over data only: give --trainer.strategy.data_parallel_size N "
                     "(all devices) and --trainer.strategy.tensor_parallel_size 1"
                 )
             self._sharded = True
