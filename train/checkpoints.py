@@ -14,8 +14,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from dcls_models import CheckpointError
 from train.module import NotFiniteError
@@ -39,6 +39,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             OSError: If it cannot be written; an earlier checkpoint of that name is still there.
         """
+        if "://" in str(path):  # a bucket, whose objects appear whole
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
         path = Path(path)
         part = path.with_name(f".{path.name}.part")
         try:

@@ -12,7 +12,6 @@ from timm.models import model_parameters
 from timm.task.distillation import DistillationTeacher
 from timm.utils import ModelEmaV3
 from timm.utils.agc import adaptive_clip_grad
-from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
@@ -151,6 +150,8 @@ class Classifier(pl.LightningModule):
                     "these models are sharded over data only: give --trainer.strategy.data_parallel_size N "
                     "(all devices) and --trainer.strategy.tensor_parallel_size 1"
                 )
+            from torch.distributed.fsdp import fully_shard  # not in every build of torch
+
             self._sharded = True
             for model in self._evaluated().values():
                 for part in (*holders(model), model):
