@@ -83,10 +83,16 @@ def repulsion(model: nn.Module) -> torch.Tensor:
     Raises:
         ValueError: If the model has no DCLS layer of two elements or more.
     """
-    terms = [_crowding(h.positions.flatten(1, -2)) for h in holders(model) if h.positions.shape[-1] > 1]
+    whole = [_whole(h.positions) for h in holders(model) if h.positions.shape[-1] > 1]
+    terms = [_crowding(positions.flatten(1, -2)) for positions in whole]
     if not terms:
         raise ValueError(f"{type(model).__name__} has no DCLS layer of two elements or more")
     return torch.stack(terms).mean()
+
+
+def _whole(positions: torch.Tensor) -> torch.Tensor:
+    """All of a tensor, also of one that is distributed over processes (FSDP2)."""
+    return positions.full_tensor() if hasattr(positions, "full_tensor") else positions
 
 
 def _crowding(positions: torch.Tensor) -> torch.Tensor:

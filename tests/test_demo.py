@@ -16,7 +16,7 @@ from eval.__main__ import main as eval_main
 from eval.images import image_folder
 from hub.__main__ import main as hub_main
 from train.__main__ import main as train_main
-from train.data import ImageFolders
+from train.data import Images
 from train.digits import write_digits
 
 CONFIG = ["fit", "--config", "configs/digits.yaml"]
@@ -57,7 +57,7 @@ def test_training_leaves_checkpoint_config_log_and_picture(run):
     assert "name: convnext_dcls_tiny" in (run / "logs" / "config.yaml").read_text()
     rows = list(csv.DictReader((run / "logs" / "metrics.csv").open()))
     top1 = [float(row["val/top1"]) for row in rows if row.get("val/top1")]
-    assert top1 and top1[-1] > 0.15, "one epoch is already better than chance"
+    assert top1 and top1[-1] > 15, "one epoch is already better than chance"
     assert Image.open(run / "positions.png").width > 300
 
 
@@ -139,7 +139,7 @@ def test_a_model_without_dcls_has_no_kernels_to_draw(tmp_path, run):
 
 
 def test_a_folder_of_classes_is_split_always_in_the_same_way(digits):
-    first, second = (ImageFolders(str(digits / "val"), img_size=32) for _ in range(2))
+    first, second = (Images(str(digits / "val"), img_size=32) for _ in range(2))
     assert first.val_set.indices == second.val_set.indices
     assert len(first.val_set) == 72 and len(first.train_set) == 288
     assert not set(first.val_set.indices) & set(first.train_set.indices)
@@ -154,19 +154,19 @@ def make_folders(root, names):
 
 def test_data_says_what_is_wrong(tmp_path, run):
     with pytest.raises(FileNotFoundError, match="not a folder"):
-        ImageFolders(str(tmp_path / "nowhere"))
+        Images(str(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="no images in"):
-        ImageFolders(str(tmp_path / "empty"))
+        Images(str(tmp_path / "empty"))
     make_folders(tmp_path / "single", ["cat", "dog"])
     with pytest.raises(ValueError, match="cat, dog"):
-        ImageFolders(str(tmp_path / "single"))
+        Images(str(tmp_path / "single"))
     make_folders(tmp_path / "half" / "train", ["cat", "dog"])
     with pytest.raises(FileNotFoundError, match="no folder val"):
-        ImageFolders(str(tmp_path / "half"))
+        Images(str(tmp_path / "half"))
     make_folders(tmp_path / "half" / "val", ["cat", "cow"])
     with pytest.raises(ValueError, match="cow"):
-        ImageFolders(str(tmp_path / "half"))
+        Images(str(tmp_path / "half"))
     model = load_model(f"local-dir:{run}")
     with pytest.raises(ValueError, match=r"does not have: cat, dog"):
         image_folder(tmp_path / "single", model)
@@ -177,7 +177,7 @@ def test_data_says_what_is_wrong(tmp_path, run):
 def test_a_missing_class_in_val_keeps_the_labels(tmp_path):
     make_folders(tmp_path / "train", ["a", "b", "c"])
     make_folders(tmp_path / "val", ["c"])
-    data = ImageFolders(str(tmp_path), img_size=32)
+    data = Images(str(tmp_path), img_size=32)
     assert data.class_names == ["a", "b", "c"]
     assert data.val_set[0][1] == 2
 

@@ -1,138 +1,324 @@
-"""The DataModule: folders of images, read and transformed by timm."""
+"""The DataModule: images read and transformed by timm, the same samples whatever interrupts the training."""
 
-import math
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from sklearn.model_selection import train_test_split
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, ImageDataset, create_transform
-from torch.utils.data import DataLoader, Dataset, Subset
+import timm
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import is_model
+from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
+from torch.utils.data import DataLoader
+
+from train.augment import create_transform
+from train.readers import Samples, Shards, open_folder, open_folders, open_hub
+from train.samplers import EvalSampler, TrainSampler
+from train.seeding import run_seed
+
+_logger = logging.getLogger(__name__)
+PREPROCESSING = {
+    "img_size": 224,
+    "mean": IMAGENET_DEFAULT_MEAN,
+    "std": IMAGENET_DEFAULT_STD,
+    "interpolation": "bicubic",
+    "crop_pct": 0.875,
+}
 
 
-class ImageFolders(pl.LightningDataModule):
-    """Images in one folder per class.
+def _config_of(name: str) -> dict[str, Any] | None:
+    """What a model says of its preprocessing: a timm name, ``local-dir:FOLDER``, ``hf-hub:USER/NAME``."""
+    if name.startswith("local-dir:"):
+        return load_model_config_from_path(name.removeprefix("local-dir:"))[0]
+    if name.startswith("hf-hub:"):
+        return load_model_config_from_hf(name.removeprefix("hf-hub:"))[0]
+    if is_model(name.split(".")[0]):
+        return (timm.get_pretrained_cfg(name) or timm.get_pretrained_cfg(name.split(".")[0])).to_dict()
+    return None
+
+
+class TrainLoader(DataLoader):
+    """A loader that Lightning stores and restores with its place in the epoch."""
+
+    def __init__(
+        self, dataset: Samples, sampler: TrainSampler, place: Callable[[], dict[str, int]], **kwargs: Any
+    ) -> None:
+        super().__init__(dataset, sampler=sampler, drop_last=True, **kwargs)
+        self.place = place
+
+    def state_dict(self) -> dict[str, int]:
+        """The epoch, and how many batches of it were trained on (not: fetched)."""
+        return self.place()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Goes on where the checkpoint was written."""
+        assert isinstance(self.sampler, TrainSampler)
+        self.sampler.resume(state["epoch"], state["batches"] * (self.batch_size or 1))
+
+
+class ShardLoader(DataLoader):
+    """A loader of shards, which it tells the epoch.
+
+    After a checkpoint inside an epoch the epoch's shards are read from their beginning again.
+    """
+
+    def __init__(self, dataset: Shards, epoch: Callable[[], int], batches: int, **kwargs: Any) -> None:
+        super().__init__(dataset, drop_last=True, **kwargs)
+        self.epoch = epoch
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Any:
+        assert isinstance(self.dataset, Shards)
+        self.dataset.set_epoch(self.epoch())
+        return super().__iter__()
+
+
+class Images(pl.LightningDataModule):
+    """Images with one label each.
 
     Args:
         root: A folder with ``train/<class>/`` and ``val/<class>/``, or with one folder per class, of which
-            every class is then split, always in the same way.
+            every class is then split, always in the same way. For ``hfds/`` the cache, for ``wds/`` the
+            folder of the shards.
+        dataset: Nothing for folders, ``hfds/NAME`` for Hugging Face data sets, ``wds/`` for shards.
+        train_split: Name of the split to train on (``hfds/``), or pattern of its shards (``wds/``).
+        val_split: Likewise to validate on.
+        classes: Text file with the names of the classes, one per line; for shards, which have none.
+        like: Name of the timm model whose size, mean, std, interpolation and crop are taken where they are
+            not given; the command line gives ``model.name``.
         batch_size: Images per step and device.
-        num_workers: Processes that read images.
+        total_batch_size: Images per update over all devices, reached by accumulating gradients; the recipe is
+            then the same on any number of devices.
+        num_workers: Processes that read images, per device.
         img_size: Side of the square that the model sees, in pixels.
         val_share: Share of the images to validate on, where ``root`` has no ``val``.
         scale: Range of the share of the image that a random training crop covers.
         ratio: Range of the aspect ratio of that crop.
         hflip: Probability of a horizontal flip.
-        auto_augment: Policy in timm's notation, such as ``rand-m9-mstd0.5-inc1``.
-        color_jitter: Strength of the colour jitter, without a policy.
+        vflip: Probability of a vertical flip.
+        auto_augment: Policy in timm's notation: ``rand-m9-mstd0.5-inc1``, ``augmix-m5-w4-d2``, ``3a``, ...
+        color_jitter: Strength of the colour jitter, without a policy or with ``3a``.
         re_prob: Probability of random erasing.
+        re_mode: What is put there: ``const``, ``rand`` or ``pixel``.
+        repeats: Repeated augmentation: how often a sample is seen, on different devices; 1 is none.
+        train_interpolation: Of resizing in training, or ``random``; as ``interpolation`` if not given.
         interpolation: Of resizing.
         crop_pct: Share of the resized image that is kept for validation.
         mean: Mean of each channel, subtracted after scaling to 0..1.
         std: Standard deviation of each channel.
+        predict_root: Folder with images for ``predict``.
+
+    Raises:
+        FileNotFoundError: If a folder or the images are missing.
+        ValueError: If the classes do not fit, or there are fewer than two.
+        DataError: If a data set of ``hfds/`` or ``wds/`` cannot be read.
     """
 
     def __init__(
         self,
-        root: str,
+        root: str | None = None,
+        dataset: str = "",
+        train_split: str = "train",
+        val_split: str = "validation",
+        classes: str | None = None,
+        like: str | None = None,
         batch_size: int = 64,
+        total_batch_size: int | None = None,
         num_workers: int = 2,
-        img_size: int = 224,
+        img_size: int | None = None,
         val_share: float = 0.2,
         scale: tuple[float, float] = (0.08, 1.0),
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
         hflip: float = 0.5,
+        vflip: float = 0.0,
         auto_augment: str | None = None,
         color_jitter: float = 0.4,
         re_prob: float = 0.0,
-        interpolation: str = "bicubic",
-        crop_pct: float = 0.875,
-        mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN,
-        std: tuple[float, float, float] = IMAGENET_DEFAULT_STD,
+        re_mode: str = "pixel",
+        repeats: int = 1,
+        train_interpolation: str | None = None,
+        interpolation: str | None = None,
+        crop_pct: float | None = None,
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[float, float, float] | None = None,
+        predict_root: str | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.train_set, self.val_set = self._read(Path(root))
+        self._fill_in_preprocessing(like)
+        self.train_set: Samples | None = None
+        self.val_set: Samples | None = None
+        if dataset.startswith("wds/"):
+            if not (root and classes):
+                raise ValueError(
+                    "shards need data.root, their folder, and data.classes, a file of class names"
+                )
+            self.class_names = Path(classes).read_text(encoding="utf-8").split("\n")
+            self.class_names = [name.strip() for name in self.class_names if name.strip()]
+        else:
+            self._open(root, dataset)
+        if len(self.class_names) < 2:
+            found = ", ".join(self.class_names) or "none"
+            raise ValueError(
+                f"{root or dataset} has fewer than two classes ({found}): expected a folder for each"
+            )
 
     @property
     def num_classes(self) -> int:
         """How many classes there are."""
         return len(self.class_names)
 
-    @property
-    def class_names(self) -> list[str]:
-        """Names of the classes in the order of their labels."""
-        return list(self._class_to_idx)
+    def setup(self, stage: str) -> None:
+        """Accumulates gradients so that an update sees ``total_batch_size`` images."""
+        total, trainer = self.hparams["total_batch_size"], self.trainer
+        if stage != "fit" or total is None or trainer is None:
+            return
+        at_once = self.hparams["batch_size"] * trainer.world_size
+        if total % at_once:
+            raise ValueError(
+                f"data.total_batch_size {total} is no multiple of {at_once}, data.batch_size times "
+                f"{trainer.world_size} device(s); choose another data.batch_size"
+            )
+        trainer.accumulate_grad_batches = total // at_once
+        _logger.info("gradients of %d batches make an update of %d images", total // at_once, total)
 
     def train_batches(self, devices: int = 1) -> int:
-        """Batches of one epoch on each of so many devices."""
-        batches = math.ceil(len(self.train_set) / devices) // self.hparams["batch_size"]
+        """Batches of one epoch on each of so many devices.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        size = self.hparams["batch_size"]
+        if self.train_set is None:
+            return self._shards(training=True).batches(size, self.hparams["num_workers"])
+        batches = len(self.train_set) // devices // size
         if not batches:
             raise ValueError(
-                f"{len(self.train_set)} training images are less than one batch of "
-                f"{self.hparams['batch_size']} on {devices} device(s); choose a smaller data.batch_size"
+                f"{len(self.train_set)} training images are less than one batch of {size} on {devices} "
+                "device(s); choose a smaller data.batch_size"
             )
         return batches
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled, without the last incomplete batch."""
-        return self._loader(self.train_set, shuffle=True, drop_last=True)
+        rank, world = self._place()
+        if self.train_set is None:
+            shards = self._shards(training=True)
+            batches = shards.batches(self.hparams["batch_size"], self.hparams["num_workers"])
+            return ShardLoader(shards, self._epoch, batches, **self._how())
+        sampler = TrainSampler(self.train_set, rank, world, run_seed(), self.hparams["repeats"])
+        return TrainLoader(self.train_set, sampler, self._place_in_epoch, **self._how())
 
     def val_dataloader(self) -> DataLoader:
         """In order and complete."""
-        return self._loader(self.val_set)
+        return self._in_order(self.val_set if self.val_set is not None else self._shards(training=False))
 
-    def _loader(self, dataset: Dataset, **kwargs: Any) -> DataLoader:
-        workers = self.hparams["num_workers"]
-        sizes = {"batch_size": self.hparams["batch_size"], "num_workers": workers}
-        return DataLoader(dataset, persistent_workers=workers > 0, **sizes, **kwargs)
+    def test_dataloader(self) -> DataLoader:
+        """The images of ``root/test``, if there are any, otherwise those of validation."""
+        test = Path(self.hparams["root"] or "") / "test"
+        if self.hparams["dataset"] or self.hparams["root"] is None or not test.is_dir():
+            return self.val_dataloader()
+        known = {name: i for i, name in enumerate(self.class_names)}
+        return self._in_order(Samples(open_folder(test, class_map=known), self._transform(training=False)))
 
-    def _read(self, root: Path) -> tuple[Dataset, Dataset]:
-        if not root.is_dir():
-            raise FileNotFoundError(f"data.root is not a folder: {root}")
-        halves = [root / "train", root / "val"]
-        if not any(half.is_dir() for half in halves):
-            train, val = self._folder(root, training=True), self._folder(root, training=False)
-            self._class_to_idx = train.reader.class_to_idx
-            return self._split(train, val)
-        for half in halves:
-            if not half.is_dir():
-                raise FileNotFoundError(f"{root} has no folder {half.name}: expected both train and val")
-        train = self._folder(halves[0], training=True)
-        self._class_to_idx = train.reader.class_to_idx
-        unknown = sorted(
-            p.name for p in halves[1].iterdir() if p.is_dir() and p.name not in self._class_to_idx
-        )
-        if unknown:
-            raise ValueError(f"{halves[1]} has classes that {halves[0]} does not have: {', '.join(unknown)}")
-        return train, self._folder(halves[1], training=False, class_map=self._class_to_idx)
+    def predict_dataloader(self) -> DataLoader:
+        """The images below ``predict_root``, in order."""
+        if self.hparams["predict_root"] is None:
+            raise ValueError("say where the images to predict are: --data.predict_root FOLDER")
+        reader = open_folder(Path(self.hparams["predict_root"]))
+        self.predict_set = Samples(reader, self._transform(training=False))
+        return self._in_order(self.predict_set)
 
-    def _folder(self, root: Path, training: bool, **kwargs: Any) -> ImageDataset:
-        try:
-            return ImageDataset(str(root), transform=self._transform(training), **kwargs)
-        except RuntimeError as error:
-            raise FileNotFoundError(f"no images in {root}: expected one folder per class") from error
+    def unreadable(self) -> list[str]:
+        """What is to be said about images that could not be read."""
+        sets = {"training": self.train_set, "validation": self.val_set}
+        return [f"{name}: {s.report()}" for name, s in sets.items() if s is not None and s.report()]
+
+    def _open(self, root: str | None, dataset: str) -> None:
+        if dataset.startswith("hfds/"):
+            splits = (self.hparams["train_split"], self.hparams["val_split"])
+            train, val = open_hub(dataset, root, splits)
+            train_indices = val_indices = None
+        elif dataset:
+            raise ValueError(f"data.dataset is empty, hfds/NAME or wds/, got {dataset!r}")
+        elif root is None:
+            raise ValueError("say where the images are: --data.root FOLDER")
+        else:
+            train, val, train_indices, val_indices = open_folders(Path(root), self.hparams["val_share"])
+        self.class_names = [str(name) for name in train.class_to_idx]
+        self.train_set = Samples(train, self._transform(training=True), train_indices, training=True)
+        self.val_set = Samples(val, self._transform(training=False), val_indices)
+
+    def _fill_in_preprocessing(self, like: str | None) -> None:
+        """Resolves what is not given: from the model, or else as usual for ImageNet; loading needs it."""
+        known = dict(PREPROCESSING)
+        cfg = _config_of(like or "")
+        if cfg:
+            known |= {k: cfg[k] for k in known if k != "img_size"}
+            known["img_size"] = cfg["input_size"][-1]
+        self.hparams.update({k: v for k, v in known.items() if self.hparams[k] is None})
 
     def _transform(self, training: bool) -> Any:
         hp = self.hparams
-        shared = {k: hp[k] for k in ("interpolation", "mean", "std")}
+        shared = {k: hp[k] for k in ("mean", "std")}
         if not training:
-            return create_transform(hp["img_size"], crop_pct=hp["crop_pct"], **shared)
-        augmentation = ("scale", "ratio", "hflip", "auto_augment", "color_jitter", "re_prob")
+            return create_transform(
+                hp["img_size"], crop_pct=hp["crop_pct"], interpolation=hp["interpolation"], **shared
+            )
+        augmentation = (
+            "scale",
+            "ratio",
+            "hflip",
+            "vflip",
+            "auto_augment",
+            "color_jitter",
+            "re_prob",
+            "re_mode",
+        )
         return create_transform(
-            hp["img_size"], is_training=True, **shared, **{k: hp[k] for k in augmentation}
+            hp["img_size"],
+            is_training=True,
+            interpolation=hp["train_interpolation"] or hp["interpolation"],
+            **shared,
+            **{k: hp[k] for k in augmentation},
         )
 
-    def _split(self, train: ImageDataset, val: ImageDataset) -> tuple[Dataset, Dataset]:
-        labels = [label for _, label in train.reader.samples]
-        rare = [name for name, i in self._class_to_idx.items() if labels.count(i) < 2]
-        if rare:
-            raise ValueError(
-                f"a class needs two images or more to be split, these have one: {', '.join(rare)}"
-            )
-        share: float | int = max(self.hparams["val_share"], len(self._class_to_idx) / len(labels))
-        indices: Sequence[Sequence[int]] = train_test_split(
-            range(len(labels)), test_size=share, stratify=labels, random_state=0
-        )
-        return Subset(train, indices[0]), Subset(val, indices[1])
+    def _in_order(self, dataset: Samples | Shards) -> DataLoader:
+        sampler = EvalSampler(dataset, *self._place()) if isinstance(dataset, Samples) else None
+        return DataLoader(dataset, sampler=sampler, **self._how())
+
+    def _how(self) -> dict[str, Any]:
+        workers = self.hparams["num_workers"]
+        pin = torch.cuda.is_available()
+        return {
+            "batch_size": self.hparams["batch_size"],
+            "num_workers": workers,
+            "persistent_workers": workers > 0,
+            "pin_memory": pin,
+        }
+
+    def _shards(self, training: bool) -> Shards:
+        hp = self.hparams
+        split = hp["train_split"] if training else hp["val_split"]
+        transform = self._transform(training)
+        return Shards(hp["dataset"], hp["root"], split, transform, hp["batch_size"], run_seed(), training)
+
+    def _place(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _epoch(self) -> int:
+        return self.trainer.current_epoch if self.trainer else 0
+
+    def _place_in_epoch(self) -> dict[str, int]:
+        """Of the next batch to train on; when an epoch has ended, the beginning of the next."""
+        if self.trainer is None:
+            return {"epoch": 0, "batches": 0}
+        loop = self.trainer.fit_loop
+        epoch = loop.epoch_progress.current.processed
+        inside = epoch == self.trainer.current_epoch
+        return {"epoch": epoch, "batches": inside * loop.epoch_loop.batch_progress.current.processed}

@@ -1,128 +1,319 @@
-"""The LightningModule: a timm model, its loss, its optimizer."""
+"""The LightningModule: a timm model, its loss, its averaged copy, its metrics."""
 
 import logging
 import math
-from collections import Counter
 from typing import Any
 
 import pytorch_lightning as pl
-import timm
 import torch
-from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler
+from timm.data import Mixup
+from timm.loss import create_classification_loss
+from timm.models import model_parameters
+from timm.task.distillation import DistillationTeacher
+from timm.utils import ModelEmaV3
+from timm.utils.agc import adaptive_clip_grad
 from torch.nn import functional as F
+from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-import dcls_models  # noqa: F401  (registers the models)
-from dcls_models.optim import holders, param_groups, repulsion
+from dcls_models.loading import load_model
+from dcls_models.optim import holders, repulsion
+from train.models import build_model, freeze_all_but_head
+from train.optimizer import build_optimizer, build_schedule
+from train.readers import IGNORED
+from train.seeding import run_seed, seed_from
 
 _logger = logging.getLogger(__name__)
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+class NotFiniteError(RuntimeError):
+    """The loss is no number any more."""
 
 
 class Classifier(pl.LightningModule):
     """Image classification with any timm model.
 
     Args:
-        name: Name of a timm model, one of the zoo's for instance.
-        pretrained: Whether to start from published weights.
+        name: Name of a timm model, one of the zoo's for instance; ``local-dir:FOLDER``, ``hf-hub:USER/NAME``.
+        pretrained: Whether to start from published weights; a model without any starts from random ones.
+        warm_start: Name of a dense timm model whose pretrained weights the DCLS model starts from.
         num_classes: Number of classes; the command line takes it from the data.
         class_names: Their names in the order of the outputs, saved with the model; likewise from the data.
         model_kwargs: More arguments of the model (``kernel_count``, ``drop_path_rate``, ``depths``, ...).
+        head_only: Whether only the classifier is trained.
         opt: Optimizer, by its timm name.
+        opt_kwargs: More arguments of the optimizer (``betas``, ``eps``, ``momentum``, ...).
         lr: Learning rate for the batch size that is used.
         weight_decay: Weight decay of the parameters that decay.
         positions_lr_scale: Factor on the learning rate of positions and sigma (the authors: 5).
         layer_decay: Factor on the learning rate per layer, counted from the head.
-        warmup_epochs: Epochs of linear warm-up; then the rate follows half a cosine down to ``min_lr``.
-        min_lr: Where the cosine ends.
+        agc: Adaptive gradient clipping, the head excepted (norm and value: ``trainer.gradient_clip_val``).
+        sched: Schedule, by its timm name, stepped per update.
+        sched_kwargs: More arguments of the schedule (``decay_epochs``, ``decay_rate``, ``k_decay``, ...).
+        warmup_epochs: Epochs of linear warm-up, part of the schedule.
+        warmup_lr: Where the warm-up starts.
+        min_lr: Where the schedule ends.
+        loss: ``ce`` (softmax) or ``bce`` (one-against-all).
+        loss_kwargs: More arguments of timm's loss (``bce_target_thresh``, ``bce_sum``, ...).
         label_smoothing: Share of the target that is spread over all classes.
+        mixup: Alpha of mixup; 0 is none.
+        cutmix: Alpha of cutmix; 0 is none.
+        mixup_kwargs: More arguments of timm's ``Mixup`` (``prob``, ``switch_prob``, ``mode``).
+        mixup_off_epoch: First epoch (from 0) without mixup and cutmix.
         repulsive_from_epoch: First epoch (from 0) in which the square of the repulsive loss is added (the
             authors' ConvNeXt recipe: 21); never by default.
-        channels_last: Memory layout; by far the faster one for large depthwise kernels on a CPU.
+        teacher: A model, as in ``dcls_models.loading.load_model``, whose outputs are to be matched.
+        teacher_weight: Share of that in the loss.
+        teacher_temperature: Of both softmaxes.
+        ema_decay: Decay of the averaged weights, which are validated and saved beside the raw ones.
+        ema_warmup: Whether the decay starts low (timm's warm-up).
+        channels_last: Memory layout of images; by far the faster one for large depthwise kernels on a CPU.
+        grad_checkpointing: Whether activations are computed again in the backward pass, to save memory.
+        compile: Backend of ``torch.compile`` (``inductor``) for the model; not compiled by default.
+
+    Raises:
+        ValueError: If timm knows no such model, or an argument does not fit it.
     """
 
     def __init__(
         self,
         name: str = "convnext_dcls_tiny",
         pretrained: bool = False,
+        warm_start: str | None = None,
         num_classes: int = 1000,
         class_names: list[str] | None = None,
         model_kwargs: dict[str, Any] | None = None,
+        head_only: bool = False,
         opt: str = "adamw",
+        opt_kwargs: dict[str, Any] | None = None,
         lr: float = 4e-3,
         weight_decay: float = 0.05,
         positions_lr_scale: float = 5.0,
         layer_decay: float | None = None,
+        agc: float | None = None,
+        sched: str = "cosine",
+        sched_kwargs: dict[str, Any] | None = None,
         warmup_epochs: float = 0.0,
+        warmup_lr: float = 1e-6,
         min_lr: float = 1e-6,
+        loss: str = "ce",
+        loss_kwargs: dict[str, Any] | None = None,
         label_smoothing: float = 0.1,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        mixup_kwargs: dict[str, Any] | None = None,
+        mixup_off_epoch: int | None = None,
         repulsive_from_epoch: int | None = None,
+        teacher: str | None = None,
+        teacher_weight: float = 0.5,
+        teacher_temperature: float = 1.0,
+        ema_decay: float | None = None,
+        ema_warmup: bool = True,
         channels_last: bool = True,
+        grad_checkpointing: bool = False,
+        compile: str | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        if ":" not in name and not timm.is_model(name.split(".")[0]):
-            raise ValueError(
-                f"timm knows no model {name!r}; timm.list_models('*dcls*') lists those of the zoo"
-            )
-        self.model = timm.create_model(
-            name, pretrained=pretrained, num_classes=num_classes, **(model_kwargs or {})
-        )
+        self.model = build_model(name, pretrained, warm_start, num_classes, model_kwargs or {})
         if repulsive_from_epoch is not None and not holders(self.model):
             raise ValueError(f"{name} has no DCLS layer: leave out model.repulsive_from_epoch")
+        if head_only:
+            freeze_all_but_head(self.model)
+        if grad_checkpointing:
+            self.model.set_grad_checkpointing(True)
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.val_top1 = MulticlassAccuracy(num_classes, average="micro")
+        self.mixup = None
+        if mixup or cutmix:
+            mix = {"label_smoothing": label_smoothing, "num_classes": num_classes, **(mixup_kwargs or {})}
+            self.mixup = Mixup(mixup_alpha=mixup, cutmix_alpha=cutmix, **mix)
+        smoothing = {"smoothing": label_smoothing, "soft_targets": self.mixup is not None}
+        self.criterion = create_classification_loss(loss, **smoothing, **(loss_kwargs or {}))
+        self.ema = None
+        if ema_decay is not None:
+            self.ema = ModelEmaV3(self.model, decay=ema_decay, use_warmup=ema_warmup).requires_grad_(False)
+        self.metrics = torch.nn.ModuleDict({suffix: _metrics(num_classes) for suffix in self._evaluated()})
+        self._teacher: tuple[DistillationTeacher, ...] = ()  # a tuple, so that it is no part of the module
+        self._finite: torch.Tensor | None = None
+        self._sharded = False
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits ``(N, num_classes)`` of images ``(N, C, H, W)``."""
+        """Logits ``(N, num_classes)`` of images ``(N, 3, H, W)``."""
         return self.model(images.contiguous(memory_format=self.layout))
 
-    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:
-        """Cross-entropy, plus the repulsive loss where it is asked for."""
-        images, labels = batch
-        loss = F.cross_entropy(self(images), labels, label_smoothing=self.hparams["label_smoothing"])
-        self.log("train/loss", loss, prog_bar=True)
+    def configure_model(self) -> None:
+        """Compiles the model, not the whole module (parameters keep their names), and shards it (FSDP2)."""
+        if self.device_mesh is not None and not self._sharded:
+            if self.device_mesh["tensor_parallel"].size() > 1:  # Lightning's default
+                raise ValueError(
+                    "these models are sharded over data only: give --trainer.strategy.data_parallel_size N "
+                    "(all devices) and --trainer.strategy.tensor_parallel_size 1"
+                )
+            from torch.distributed.fsdp import fully_shard  # not in every build of torch
+
+            self._sharded = True
+            for model in self._evaluated().values():
+                for part in (*holders(model), model):
+                    fully_shard(part, mesh=self.device_mesh["data_parallel"])
+        backend = self.hparams["compile"]
+        if backend and self.model._compiled_call_impl is None:
+            self.model.compile(backend=backend)
+
+    def on_fit_start(self) -> None:
+        """Fetches the teacher."""
+        if self.hparams["teacher"] and not self._teacher:
+            teacher = load_model(self.hparams["teacher"]).requires_grad_(False)
+            if teacher.num_classes != self.hparams["num_classes"]:
+                raise ValueError(
+                    f"the teacher {self.hparams['teacher']} has {teacher.num_classes} classes, the data have "
+                    f"{self.hparams['num_classes']}"
+                )
+            self._teacher = (DistillationTeacher(teacher).to(self.device),)
+
+    def on_train_epoch_start(self) -> None:
+        """Ends mixup; keeps frozen layers as they are in use."""
+        off = self.hparams["mixup_off_epoch"]
+        if self.mixup is not None and off is not None:
+            self.mixup.mixup_enabled = self.current_epoch < off
+        if self.hparams["head_only"]:
+            self.model.eval()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Seeds mixup, dropout and drop path from where the training is."""
+        seed_from(run_seed(), self.current_epoch, batch_idx, self.global_rank)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        """The loss of the recipe, with the teacher's and the repulsive loss where they are asked for."""
+        images, target = self.mixup(*batch) if self.mixup is not None else batch
+        logits = self(images)
+        loss = self.criterion(logits, target)
+        if self._teacher:
+            weight = self.hparams["teacher_weight"]
+            loss = (1 - weight) * loss + weight * self._distance_to_teacher(images, logits)
+        self.log("train/loss_step", loss, prog_bar=True, batch_size=len(images))
+        once = {"on_step": False, "on_epoch": True, "sync_dist": True}
+        self.log("train/loss_epoch", loss, batch_size=len(images), **once)
         start = self.hparams["repulsive_from_epoch"]
         if start is not None and self.current_epoch >= start:
-            loss = loss + repulsion(self.model) ** 2
+            repulsive = repulsion(self.model) ** 2
+            self.log("train/repulsive", repulsive)
+            loss = loss + repulsive
+        self._note_finite(loss, batch_idx)
         return loss
 
-    def validation_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> None:
-        """Logs loss and top-1 accuracy (percent)."""
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Logs the learning rates, of the head and of the last positions where they differ by layer."""
+        rates = {
+            "lr_positions" if g["name"] == "positions" else "lr": g["lr"] for g in optimizer.param_groups
+        }
+        self.log_dict(rates)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Steps, then averages: positions are inside the kernel by then, and a checkpoint sees both."""
+        super().optimizer_step(*args, **kwargs)
+        if self.ema is not None:
+            self.ema.update(self.model, step=self.global_step + 1)
+
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        """Clips as the trainer says, and adaptively where it is asked for."""
+        super().configure_gradient_clipping(optimizer, *args, **kwargs)
+        if self.hparams["agc"] is not None:
+            adaptive_clip_grad(model_parameters(self.model, exclude_head=True), self.hparams["agc"])
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        """Measures the raw and the averaged weights; returns the logits of the raw ones."""
         images, labels = batch
-        logits = self(images)
-        self.val_top1(logits, labels)
-        self.log("val/loss", F.cross_entropy(logits, labels), prog_bar=True, sync_dist=True)
-        self.log("val/top1", self.val_top1, prog_bar=True)
+        outputs = {suffix: model(self._laid_out(images)) for suffix, model in self._evaluated().items()}
+        count = (labels != IGNORED).sum()
+        for suffix, logits in outputs.items():
+            measured = self.metrics[suffix]
+            logits = logits.float()
+            measured["top1"].update(logits, labels)
+            measured["top5"].update(logits, labels)
+            if count:
+                measured["loss"].update(F.cross_entropy(logits, labels, ignore_index=IGNORED), count)
+        return outputs["raw"]
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs loss and accuracies in percent, of the averaged weights with ``_ema``."""
+        self._log_metrics("val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        """As in validation."""
+        return self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """As in validation."""
+        self._log_metrics("test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        """Probabilities ``(N, num_classes)``, of the averaged weights where there are any."""
+        return list(self._evaluated().values())[-1](self._laid_out(batch[0])).float().softmax(1)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """The groups of ``dcls_models.optim`` and timm's cosine, stepped per update."""
+        """Optimizer and schedule of timm, with our groups, stepped per update."""
         hp = self.hparams
-        groups = param_groups(
-            self.model, hp["lr"], hp["weight_decay"], hp["positions_lr_scale"], hp["layer_decay"]
-        )
-        counts = Counter({g["name"]: 0 for g in groups})
-        for group in groups:
-            counts[group["name"]] += len(group["params"])
-        _logger.info("parameters per group: %s", dict(counts))
-        optimizer = create_optimizer_v2(groups, opt=hp["opt"], lr=hp["lr"], weight_decay=hp["weight_decay"])
+        names = ("opt", "lr", "weight_decay", "positions_lr_scale", "layer_decay", "opt_kwargs")
+        optimizer = build_optimizer(self.model, **{k: hp[k] for k in names})
         per_epoch = self._updates_per_epoch()
-        scheduler = CosineLRScheduler(
+        names = ("sched", "warmup_epochs", "warmup_lr", "min_lr", "sched_kwargs")
+        scheduler = build_schedule(
             optimizer,
-            t_initial=self._total_updates(per_epoch),
-            lr_min=hp["min_lr"],
-            warmup_t=round(hp["warmup_epochs"] * per_epoch),
-            warmup_lr_init=hp["min_lr"],
-            t_in_epochs=False,
+            updates=self._total_updates(per_epoch),
+            updates_per_epoch=per_epoch,
+            **{k: hp[k] for k in names},
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def lr_scheduler_step(self, scheduler: CosineLRScheduler, metric: Any) -> None:
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Timm's schedulers are told the number of updates."""
         scheduler.step_update(num_updates=self.global_step)
 
+    def check_finite(self) -> None:
+        """Stops a training that has come to nothing.
+
+        Raises:
+            NotFiniteError: If a loss was infinite or no number.
+        """
+        if self._finite is not None and not self._finite.item():
+            raise NotFiniteError(
+                f"the loss is not finite in update {self.global_step} (epoch {self.current_epoch}); lower "
+                "model.lr, clip gradients (trainer.gradient_clip_val) or use trainer.precision 32-true, and "
+                "go on from the last checkpoint with --ckpt_path last"
+            )
+
+    def _note_finite(self, loss: torch.Tensor, batch_idx: int) -> None:
+        finite = loss.detach().isfinite()
+        self._finite = finite if self._finite is None else self._finite & finite
+        if not loss.is_cuda or batch_idx % 50 == 0:  # a GPU would have to wait
+            self.check_finite()
+
+    def _evaluated(self) -> dict[str, torch.nn.Module]:
+        return {"raw": self.model} if self.ema is None else {"raw": self.model, "ema": self.ema.module}
+
+    def _laid_out(self, images: torch.Tensor) -> torch.Tensor:
+        return images.contiguous(memory_format=self.layout)
+
+    def _distance_to_teacher(self, images: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        teacher, t = self._teacher[0], self.hparams["teacher_temperature"]
+        data = self.trainer.datamodule.hparams
+        mean, std = (torch.tensor(data[k], device=images.device).view(1, -1, 1, 1) for k in ("mean", "std"))
+        with torch.no_grad():
+            wanted = F.log_softmax(teacher(teacher.normalize_input(images, mean, std)) / t, dim=-1)
+        found = F.log_softmax(logits / t, dim=-1)
+        return F.kl_div(found, wanted, reduction="batchmean", log_target=True) * t**2
+
+    def _log_metrics(self, stage: str) -> None:
+        for suffix, metrics in self.metrics.items():
+            end = "" if suffix == "raw" else f"_{suffix}"
+            for key, value in metrics.compute().items():
+                percent = 1 if key == "loss" else 100
+                self.log(f"{stage}/{key}{end}", percent * value, prog_bar=key == "top1")
+            metrics.reset()
+
     def _total_updates(self, per_epoch: int) -> int:
-        epochs, steps = self.trainer.max_epochs, self.trainer.max_steps
+        epochs, steps = self.trainer.max_epochs or -1, self.trainer.max_steps
         limits = [n for n in (epochs * per_epoch, steps) if n > 0]  # -1: no such limit
         if not limits:
             raise ValueError("set trainer.max_epochs or trainer.max_steps: the schedule needs an end")
@@ -134,3 +325,10 @@ class Classifier(pl.LightningModule):
         batches, limit = trainer.datamodule.train_batches(trainer.world_size), trainer.limit_train_batches
         batches = min(batches, limit) if isinstance(limit, int) else math.ceil(batches * (limit or 1.0))
         return math.ceil(batches / trainer.accumulate_grad_batches)
+
+
+def _metrics(num_classes: int) -> MetricCollection:
+    how: dict[str, Any] = {"num_classes": num_classes, "average": "micro", "ignore_index": IGNORED}
+    top5 = MulticlassAccuracy(top_k=min(5, num_classes), **how)
+    top1 = MulticlassAccuracy(**how)
+    return MetricCollection({"loss": MeanMetric(), "top1": top1, "top5": top5}, compute_groups=False)

@@ -1,0 +1,194 @@
+"""Which images a training sees: every one, from every kind of data set, whatever cannot be read."""
+
+import csv
+import logging
+import tarfile
+from itertools import islice
+
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from tests.training import RANDOM, fit, last, same, write_images
+from train.data import Images
+from train.readers import IGNORED, DataError
+from train.samplers import PADDING, EvalSampler, TrainSampler
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("images"))
+
+
+class TestSamplers:
+    @pytest.mark.parametrize("world", [1, 2, 4])
+    @pytest.mark.parametrize("repeats", [1, 3])
+    def test_processes_together_see_what_one_sees(self, world, repeats):
+        def keys(world_size, batch):
+            """The keys of each global batch."""
+            ranks = [iter(TrainSampler(range(53), r, world_size, 7, repeats)) for r in range(world_size)]
+            steps = [[list(islice(r, batch // world_size)) for r in ranks] for _ in range(53 // batch)]
+            return [sorted(key for part in step for key in part) for step in steps]
+
+        assert keys(world, 8) == keys(1, 8)
+        indices = [index for step in keys(1, 8) for index, _ in step]
+        assert len(set(indices)) == (48 if repeats == 1 else 16)
+
+    def test_epochs_and_seeds_differ_and_come_again(self):
+        orders = set()
+        for seed, epoch in ((0, 0), (0, 1), (1, 0)):
+            sampler = TrainSampler(range(20), 0, 1, seed)
+            sampler.set_epoch(epoch)
+            assert list(sampler) == list(sampler)
+            orders.add(tuple(index for index, _ in sampler))
+        assert len(orders) == 3
+
+    def test_what_is_left_of_an_epoch(self):
+        sampler = TrainSampler(range(20), 1, 2, 0)
+        sampler.set_epoch(4)
+        whole = list(sampler)
+        sampler.resume(4, seen=6)
+        assert list(sampler) == whole[6:]
+        assert len(sampler) == 10
+        sampler.set_epoch(5)
+        assert len(list(sampler)) == 10
+
+    @pytest.mark.parametrize(("size", "world"), [(10, 1), (10, 3), (12, 4), (3, 4)])
+    def test_evaluation_sees_every_sample_once(self, size, world):
+        seen = [list(EvalSampler(range(size), rank, world)) for rank in range(world)]
+        assert len({len(keys) for keys in seen}) == 1
+        real = sorted(key for keys in seen for key in keys if key != PADDING)
+        assert real == [(i, None) for i in range(size)]
+
+
+class TestUnreadable:
+    def damage(self, root, files):
+        for file in files:
+            (root / file).write_bytes((root / file).read_bytes()[:60])
+
+    def test_one_is_skipped_counted_and_named(self, tmp_path, caplog):
+        root = write_images(tmp_path / "data")
+        self.damage(root, ["train/class_1/03.png", "val/class_2/00.png"])
+        with caplog.at_level(logging.WARNING):
+            fit(root, tmp_path / "run", "--data.num_workers", "1", *RANDOM)
+        reports = [r.getMessage() for r in caplog.records if "could not be read" in r.getMessage()]
+        assert len(reports) == 2
+        assert "1 of 48 images" in reports[0] and "class_1/03.png" in reports[0]
+        assert "1 of 20 images" in reports[1] and "class_2/00.png" in reports[1]
+        assert last(tmp_path / "run")["global_step"] == 12
+        top1 = float(list(csv.DictReader((tmp_path / "run" / "summary.csv").open()))[-1]["eval_top1"])
+        assert top1 * 19 / 100 == pytest.approx(round(top1 * 19 / 100), abs=1e-3), "19 images count"
+
+    def test_training_on_nothing_stops(self, tmp_path):
+        root = write_images(tmp_path / "data")
+        self.damage(root, [p.relative_to(root) for p in root.rglob("train/**/*.png")])
+        with pytest.raises(DataError, match=r"10 images in a row cannot be read, the last one .*class_"):
+            fit(root, tmp_path / "run", *RANDOM)
+
+    def test_evaluation_does_not_replace_them(self, tmp_path):
+        root = write_images(tmp_path)
+        self.damage(root, ["val/class_0/00.png"])
+        data = Images(str(root), img_size=32, num_workers=0)
+        assert data.val_set[0][1] == IGNORED
+        assert data.val_set[1][1] == 0
+        assert data.unreadable()[0].startswith("validation: 1 of 20")
+
+    def test_other_modes_become_rgb(self, tmp_path):
+        root = write_images(tmp_path, classes=2, train=2, val=1)
+        for i, mode in enumerate(("L", "RGBA", "P", "1")):
+            Image.new(mode, (9, 7)).save(root / "train" / "class_0" / f"{mode}{i}.png")
+        data = Images(str(root), img_size=32)
+        assert {data.train_set[i][0].shape for i in range(len(data.train_set))} == {(3, 32, 32)}
+
+
+def test_fewer_than_two_classes_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="fewer than two classes"):
+        Images(str(write_images(tmp_path, classes=1)))
+
+
+class TestHub:
+    """Hugging Face data sets, from a folder."""
+
+    @pytest.fixture
+    def name(self, images, monkeypatch):
+        pytest.importorskip("datasets", exc_type=ImportError)
+        monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+        return f"hfds/{images}"
+
+    def test_classes_and_images(self, name, images, tmp_path):
+        data = Images(str(tmp_path), dataset=name, img_size=32, color_jitter=0, hflip=0)
+        assert data.class_names == [f"class_{i}" for i in range(4)]
+        folder = Images(str(images), img_size=32)
+        assert (len(data.train_set), len(data.val_set)) == (48, 20)
+        for i in range(20):
+            assert torch.equal(data.val_set[i][0], folder.val_set[i][0])
+            assert data.val_set[i][1] == folder.val_set[i][1]
+
+    def test_training_goes_on_exactly_as_from_folders(self, name, images, tmp_path):
+        fit(images, tmp_path / "folder", *RANDOM)
+        fit(tmp_path / "cache", tmp_path / "hub", *RANDOM, "--data.dataset", name)
+        assert same(last(tmp_path / "folder"), last(tmp_path / "hub"))
+
+    def test_a_split_that_is_not_there(self, name, tmp_path):
+        with pytest.raises(DataError, match="nosplit"):
+            Images(str(tmp_path), dataset=name, val_split="nosplit")
+
+
+class TestShards:
+    """Webdataset: four tar files to train on, three for validation."""
+
+    @pytest.fixture(scope="class")
+    def shards(self, images, tmp_path_factory):
+        pytest.importorskip("webdataset", exc_type=ImportError)
+        folder = tmp_path_factory.mktemp("shards")
+        for split, count in (("train", 4), ("val", 3)):
+            files = sorted((images / split).rglob("*.png"))
+            for shard in range(count):
+                with tarfile.open(folder / f"{split}-{shard}.tar", "w") as tar:
+                    for i, file in enumerate(files[shard::count]):
+                        label = folder / "label"
+                        label.write_text(file.parent.name[-1])
+                        tar.add(file, f"{shard}_{i:03}.png")
+                        tar.add(label, f"{shard}_{i:03}.cls")
+        (folder / "classes.txt").write_text("".join(f"class_{i}\n" for i in range(4)))
+        return folder
+
+    def options(self, shards):
+        splits = ["--data.train_split", "train-{0..3}.tar|48", "--data.val_split", "val-{0..2}.tar|20"]
+        return ["--data.dataset", "wds/", *splits, "--data.classes", str(shards / "classes.txt")]
+
+    def test_training(self, shards, tmp_path):
+        fit(shards, tmp_path, *RANDOM, *self.options(shards))
+        assert last(tmp_path)["global_step"] == 12
+        assert last(tmp_path)["hyper_parameters"]["class_names"] == [f"class_{i}" for i in range(4)]
+
+    @pytest.mark.parametrize("world", [1, 3])
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_evaluation_sees_every_sample_once(self, shards, images, world, workers):
+        data = Images(
+            str(shards),
+            "wds/",
+            val_split="val-{0..2}.tar|20",
+            classes=str(shards / "classes.txt"),
+            img_size=32,
+        )
+        seen, batches = [], set()
+        for rank in range(world):
+            dataset = data._shards(training=False)
+            dataset.rank, dataset.world_size = rank, world
+            loaded = list(DataLoader(dataset, batch_size=2, num_workers=workers))
+            batches.add(len(loaded))
+            seen += [(x.sum().item(), y.item()) for xs, ys in loaded for x, y in zip(xs, ys, strict=True)]
+        folder = Images(str(images), img_size=32)
+        expected = sorted((x.sum().item(), y) for x, y in (folder.val_set[i] for i in range(20)))
+        assert sorted(s for s in seen if s[1] != IGNORED) == expected
+        assert len(batches) == 1
+
+    def test_shards_without_class_names(self, shards):
+        with pytest.raises(ValueError, match=r"data\.classes"):
+            Images(str(shards), "wds/")
+
+    def test_shards_that_are_not_there(self, shards, tmp_path):
+        with pytest.raises(DataError, match="cannot read"):
+            fit(shards, tmp_path, *RANDOM, *self.options(shards), "--data.train_split", "train")

@@ -1,0 +1,127 @@
+"""Two processes train as one does: gloo on the CPU, forked, so that nothing is imported again."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.training import RANDOM, SMALL_DATA, TINY, callback, fit, last, write_images
+from train.__main__ import run
+
+if sys.platform != "linux":
+    pytest.skip("needs fork", allow_module_level=True)
+
+TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp_fork", "--data.batch_size", "4"]
+# mixup and drop path depend on the process; augmentation does not
+EXACT = [
+    *("--model.ema_decay", "0.9", "--data.auto_augment", "rand-m9-mstd0.5-inc1", "--model.lr", "1e-3"),
+    *("--trainer.max_epochs", "2", "--model.repulsive_from_epoch", "0"),
+]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return write_images(tmp_path_factory.mktemp("images"), classes=3, train=16, val=7)
+
+
+def close(one, other):
+    assert one["global_step"] == other["global_step"]
+    assert one["state_dict"].keys() == other["state_dict"].keys()
+    for key, value in one["state_dict"].items():
+        torch.testing.assert_close(
+            value, other["state_dict"][key], rtol=1e-4, atol=2e-5, msg=lambda m, key=key: f"{key}: {m}"
+        )
+
+
+def evaluations(run):
+    rows = list(csv.DictReader((run / "summary.csv").open()))
+    return [(r["eval_top1"], r["eval_top5_ema"]) for r in rows], [float(r["eval_loss"]) for r in rows]
+
+
+def test_two_processes_train_as_one(images, tmp_path):
+    fit(images, tmp_path / "one", *EXACT)
+    fit(images, tmp_path / "two", *EXACT, *TWO)
+    close(last(tmp_path / "one"), last(tmp_path / "two"))
+    one, two = (evaluations(tmp_path / run) for run in ("one", "two"))
+    assert one[0] == two[0], "21 images over two processes, each counted once"
+    assert one[1] == pytest.approx(two[1], rel=1e-4)
+
+
+def test_batch_norm_and_uneven_shares(images, tmp_path):
+    """Its statistics are sent around in each forward pass: one batch more on one side would hang."""
+    model = ["--model.name", "test_resnet_dcls", "--model.model_kwargs", "{}", "--trainer.max_epochs", "1"]
+    fit(images, tmp_path, *model, *TWO, "--data.batch_size", "3")
+    assert last(tmp_path)["global_step"] == 8
+
+
+def test_two_processes_stop_together_and_go_on(images, tmp_path):
+    more = [*RANDOM, *TWO]
+    fit(images, tmp_path / "whole", *more)
+    where = ["--data.root", str(images), "--trainer.default_root_dir", str(tmp_path / "stopped")]
+    with pytest.raises(SystemExit) as exited:
+        run(["fit", *TINY, *SMALL_DATA, *where, *more, *callback("SignalAt", epoch=1, batch=1)])
+    assert exited.value.code == 128 + signal.SIGTERM
+    assert last(tmp_path / "stopped")["global_step"] == 8
+    fit(images, tmp_path / "stopped", *more, "--ckpt_path", "last")
+    whole, stopped = last(tmp_path / "whole"), last(tmp_path / "stopped")
+    assert all(torch.equal(v, stopped["state_dict"][k]) for k, v in whole["state_dict"].items())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_torchrun_starts_four(images, tmp_path):
+    fit(images, tmp_path / "one", *EXACT)
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=4",
+        "-m",
+        "train",
+    ]
+    where = ["--data.root", str(images), "--trainer.default_root_dir", str(tmp_path / "four")]
+    four = ["--trainer.devices", "4", "--trainer.strategy", "ddp", "--data.batch_size", "2"]
+    command = [*torchrun, "fit", *TINY, *SMALL_DATA, *where, *EXACT, *four]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, env={**os.environ})
+    assert done.returncode == 0, done.stderr[-2000:]
+    close(last(tmp_path / "one"), last(tmp_path / "four"))
+    one, many = (evaluations(tmp_path / r) for r in ("one", "four"))
+    assert one[0] == many[0]
+
+
+FSDP2 = [
+    *("--trainer.devices", "2", "--trainer.strategy", "pytorch_lightning.strategies.ModelParallelStrategy"),
+    *("--trainer.strategy.data_parallel_size", "2", "--trainer.strategy.tensor_parallel_size", "1"),
+    *("--trainer.strategy.save_distributed_checkpoint", "false", "--data.batch_size", "4"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_sharded_training_is_the_same_and_goes_on(images, tmp_path):
+    fit(images, tmp_path / "one", *EXACT)
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "-m",
+        "train",
+    ]
+    where = ["--data.root", str(images), "--trainer.default_root_dir", str(tmp_path / "two")]
+    command = [*torchrun, "fit", *TINY, *SMALL_DATA, *where, *EXACT, *FSDP2]
+    stop = callback("SignalAt", epoch=1, batch=1)
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}  # noqa: PTH109
+    for flags, ends in ((stop, False), (["--ckpt_path", "last"], True)):
+        done = subprocess.run(
+            [*command, *flags], capture_output=True, text=True, timeout=280, env=environment
+        )
+        assert (done.returncode == 0) == ends, done.stderr[-2000:]
+        assert last(tmp_path / "two")["global_step"] == (12 if ends else 8)
+    close(last(tmp_path / "one"), last(tmp_path / "two"))

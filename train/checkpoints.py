@@ -1,0 +1,208 @@
+"""Checkpoints that survive: written whole or not at all, at moments from which training goes on exactly.
+
+``last.ckpt`` is written every so many updates, at the end of every epoch, and when the process is asked to
+stop (SIGTERM, Ctrl-C, SIGUSR1), always between two updates.
+"""
+
+import logging
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+from dcls_models import CheckpointError
+from train.module import NotFiniteError
+
+_logger = logging.getLogger(__name__)
+LAST = "last.ckpt"
+SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the checkpoint, to the disk, and renames: a file of that name is always a whole one.
+
+    Lightning's own way moves a file from the temporary folder, which across file systems is a copy.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Saves.
+
+        Raises:
+            OSError: If it cannot be written; an earlier checkpoint of that name is still there.
+        """
+        if "://" in str(path):  # a bucket, whose objects appear whole
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        path = Path(path)
+        part = path.with_name(f".{path.name}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError when the disk is full
+            part.unlink(missing_ok=True)
+            cause = error.__context__ if isinstance(error.__context__, OSError) else error
+            raise OSError(f"cannot write {path}: {cause}; what was saved before is still there") from error
+
+
+class Stopped(SystemExit):
+    """Somebody has asked the training to stop, and it has; the exit code is 128 and the signal's number."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(128 + signum)
+
+
+class KeepLast(Checkpoint):
+    """Keeps ``checkpoints/last.ckpt`` in the run's folder, and stops the training when a signal asks for it.
+
+    Args:
+        every_n_updates: How often to save besides the ends of epochs.
+    """
+
+    def __init__(self, every_n_updates: int = 1000) -> None:
+        if every_n_updates < 1:
+            raise ValueError(f"keep_last.every_n_updates must be at least 1, got {every_n_updates}")
+        self.every_n_updates = every_n_updates
+        self.received = 0
+        self._handlers: dict[int, Any] = {}
+
+    def path(self, trainer: pl.Trainer) -> Path:
+        """Where the checkpoint is."""
+        return Path(trainer.default_root_dir) / "checkpoints" / LAST
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Makes sure that a checkpoint is one file.
+
+        Raises:
+            ValueError: If the strategy would write a folder.
+        """
+        if getattr(trainer.strategy, "_save_distributed_checkpoint", False):
+            raise ValueError("checkpoints are one file: --trainer.strategy.save_distributed_checkpoint false")
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Takes the signals over from Lightning, which stops in the middle of an accumulation."""
+        self.received = 0
+
+        def note(signum: int, frame: FrameType | None) -> None:
+            if self.received:
+                raise Stopped(signum)  # asked twice: now
+            self.received = signum
+            _logger.warning("%s: saving after this update, then stopping", signal.Signals(signum).name)
+
+        self._handlers = {s: _set_handler(s, note) for s in SIGNALS}
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves if it is time to, between two updates; the end of an epoch comes after validation."""
+        if trainer.fit_loop._should_accumulate() or trainer.is_last_batch:
+            return
+        if self._asked(trainer):
+            self._save(trainer, pl_module)
+            self._stop(trainer)
+        if trainer.global_step % self.every_n_updates == 0:
+            self._save(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Saves."""
+        self._save(trainer, pl_module)
+        if self._asked(trainer) and not trainer.fit_loop.done:
+            self._stop(trainer)
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Saves before the update that failed, where that is possible.
+
+        Not among several processes, which would wait for each other, nor when saving or the loss is what
+        failed: the checkpoint before is better then.
+        """
+        saveable = isinstance(exception, Exception) and not isinstance(exception, NotFiniteError | OSError)
+        started = trainer.training and trainer.global_step > 0 and not trainer.sanity_checking
+        between = (
+            trainer.fit_loop.epoch_loop.batch_progress.current.processed % trainer.accumulate_grad_batches
+            == 0
+        )
+        if saveable and started and between and trainer.world_size == 1 and self._handlers:
+            self._save(trainer, pl_module)
+        self._restore_handlers()
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Gives the signals back."""
+        self._restore_handlers()
+
+    def _save(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if hasattr(pl_module, "check_finite"):
+            pl_module.check_finite()
+        trainer.save_checkpoint(self.path(trainer))
+
+    def _asked(self, trainer: pl.Trainer) -> bool:
+        if trainer.world_size == 1:
+            return bool(self.received)
+        received = torch.tensor(self.received, device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(received, torch.distributed.ReduceOp.MAX)
+        self.received = int(received)
+        return bool(self.received)
+
+    def _stop(self, trainer: pl.Trainer) -> None:
+        _logger.warning("saved %s; go on with --ckpt_path last", self.path(trainer))
+        raise Stopped(self.received)
+
+    def _restore_handlers(self) -> None:
+        for signum, handler in self._handlers.items():
+            _set_handler(signum, handler)
+        self._handlers = {}
+
+
+def _set_handler(signum: int, handler: Callable[[int, FrameType | None], None] | Any) -> Any:
+    try:
+        return signal.signal(signum, handler)
+    except ValueError:  # not in the main thread, a notebook's for instance
+        return signal.getsignal(signum)
+
+
+def check_checkpoint(path: Path, name: str) -> None:
+    """Makes sure that a checkpoint is whole, of this trainer and of this model, before anything else is done.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        CheckpointError: If it cannot be used.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    try:
+        stored = torch.load(path, map_location="meta", weights_only=True, mmap=True)["hyper_parameters"][
+            "name"
+        ]
+    except Exception as error:  # unpicklers raise anything
+        raise CheckpointError(
+            f"{path} is damaged or no checkpoint of python -m train ({type(error).__name__})"
+        ) from error
+    if stored != name:
+        raise CheckpointError(f"{path} is of a {stored}, not of a {name}; choose the same model.name")
+
+
+def last_checkpoint(root: Path) -> Path:
+    """The checkpoint that ``--ckpt_path last`` means.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    path = root / "checkpoints" / LAST
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"there is no checkpoint {path}; without --ckpt_path the training starts at its beginning"
+        )
+    return path

@@ -1,0 +1,57 @@
+"""The model that is trained: created by timm, warm-started or frozen as asked."""
+
+import logging
+from typing import Any
+
+import timm
+from torch import nn
+
+import dcls_models
+from dcls_models.loading import load_model
+
+_logger = logging.getLogger(__name__)
+
+
+def build_model(
+    name: str, pretrained: bool, warm_start: str | None, num_classes: int, model_kwargs: dict[str, Any]
+) -> nn.Module:
+    """Creates a model.
+
+    Args:
+        name: A timm name, ``local-dir:FOLDER`` or ``hf-hub:USER/NAME``.
+        pretrained: Whether to start from published weights; a warning says so if there are none.
+        warm_start: A dense model (as ``name``) whose weights the DCLS model starts from.
+        num_classes: Number of outputs.
+        model_kwargs: More arguments of the model.
+
+    Raises:
+        ValueError: If timm knows no such model, or the arguments or the warm start do not fit it.
+    """
+    if ":" not in name and not timm.is_model(name.split(".")[0]):
+        raise ValueError(f"timm knows no model {name!r}; timm.list_models('*dcls*') lists those of the zoo")
+    if pretrained and warm_start:
+        raise ValueError("start from model.pretrained or from model.warm_start, not from both")
+    if pretrained and not _has_weights(name, model_kwargs):
+        _logger.warning("WARNING: %s has no published weights: it starts from RANDOM ones", name)
+        pretrained = False
+    try:
+        model = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **model_kwargs)
+    except TypeError as error:
+        raise ValueError(f"{name} does not take these model_kwargs: {error}") from error
+    if warm_start:
+        dense = load_model(warm_start, num_classes=num_classes)
+        dcls_models.warm_start(model, dense)
+    return model
+
+
+def freeze_all_but_head(model: nn.Module) -> None:
+    """Leaves gradients to the classifier only."""
+    model.requires_grad_(False)
+    model.get_classifier().requires_grad_(True)  # type: ignore[operator]
+
+
+def _has_weights(name: str, model_kwargs: dict[str, Any]) -> bool:
+    if ":" in name or any(k in model_kwargs for k in ("pretrained_cfg", "pretrained_cfg_overlay")):
+        return True
+    cfg = timm.get_pretrained_cfg(name)
+    return bool(cfg and cfg.has_weights)

@@ -1,0 +1,228 @@
+"""Images from timm's readers: folders, Hugging Face data sets (``hfds/``), webdataset shards (``wds/``)."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from sklearn.model_selection import train_test_split
+from timm.data import create_dataset
+from timm.data.readers import create_reader
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
+
+from train.samplers import PADDING, Key
+from train.seeding import seed_from
+
+_logger = logging.getLogger(__name__)
+
+IGNORED = -1  # label of what counts nowhere
+IN_A_ROW = 10  # so many unreadable images, one after the other, are not an accident
+VAL_NAMES = ("val", "validation", "valid")
+Sample = tuple[torch.Tensor, int]
+Transform = Callable[[Image.Image], torch.Tensor]
+
+
+class DataError(RuntimeError):
+    """A data set cannot be used: which file, and why."""
+
+
+class Samples(Dataset[Sample]):
+    """Some or all images of a reader with random access.
+
+    An image that cannot be read is remembered in ``unreadable`` and logged. In training the next one takes
+    its place; in evaluation its label is ``IGNORED``.
+
+    Args:
+        reader: One of timm's readers.
+        transform: From a PIL image to a tensor ``(3, img_size, img_size)``.
+        indices: Which images of the reader; all by default.
+        training: Whether a readable image has to be found.
+    """
+
+    def __init__(
+        self, reader: Any, transform: Transform, indices: Sequence[int] | None = None, training: bool = False
+    ) -> None:
+        self.reader = reader
+        self.transform = transform
+        self.indices = range(len(reader)) if indices is None else indices
+        self.training = training
+        self.unreadable = torch.zeros(len(self.indices), dtype=torch.bool).share_memory_()  # by all workers
+
+    def __len__(self) -> int:
+        """How many images there are."""
+        return len(self.indices)
+
+    def __getitem__(self, key: int | Key) -> Sample:
+        """An image and its label."""
+        index, seeds = (key, None) if isinstance(key, int) else key
+        if seeds is not None:
+            seed_from(*seeds)
+        if index == PADDING[0]:
+            return self._nothing()
+        for _ in range(IN_A_ROW if self.training else 1):
+            try:
+                image, label = self._read(index)
+            except Exception as error:  # decoders raise anything
+                self._note(index, error)
+                index = (index + 1) % len(self)
+            else:
+                return self.transform(image), label
+        if self.training:
+            last = self.filename((index - 1) % len(self))
+            raise DataError(f"{IN_A_ROW} images in a row cannot be read, the last one {last}")
+        return self._nothing()
+
+    def filename(self, index: int) -> str:
+        """Where an image comes from."""
+        try:
+            return str(self.reader.filename(self.indices[index], absolute=True))
+        except (AssertionError, KeyError, TypeError):
+            return f"sample {self.indices[index]}"
+
+    def report(self) -> str:
+        """Says which images could not be read, if any."""
+        found = self.unreadable.nonzero().flatten().tolist()
+        if not found:
+            return ""
+        names = ", ".join(self.filename(i) for i in found[:3])
+        return f"{len(found)} of {len(self)} images could not be read: {names}{', ...' * (len(found) > 3)}"
+
+    def _read(self, index: int) -> tuple[Image.Image, int]:
+        file, label = self.reader[self.indices[index]]
+        with file, Image.open(file) as image:
+            return image.convert("RGB"), int(label)
+
+    def _note(self, index: int, error: Exception) -> None:
+        if not self.unreadable[index]:
+            self.unreadable[index] = True
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            _logger.warning("skipped %s: %s", self.filename(index), reason)
+
+    def _nothing(self) -> Sample:
+        return self.transform(Image.new("RGB", (8, 8))), IGNORED
+
+
+class Shards(IterableDataset[Sample]):
+    """A split of a webdataset, divided over processes and workers by timm's reader.
+
+    For evaluation every process reads all shards and keeps its turn of each worker's samples, so that each
+    sample counts once and all processes have as many batches.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        root: str,
+        split: str,
+        transform: Transform,
+        batch_size: int,
+        seed: int,
+        training: bool,
+    ) -> None:
+        read = {"root": root, "split": split, "batch_size": batch_size, "seed": seed}
+        try:
+            self.reader = create_dataset(name, is_training=training, **read).reader
+        except (RuntimeError, KeyError) as error:
+            raise DataError(f"cannot read the split {split!r} of the shards in {root}: {error}") from error
+        self.rank, self.world_size = self.reader.dist_rank, self.reader.dist_num_replicas
+        self.transform = transform
+        self.training = training
+        if not training:
+            self.reader.dist_rank, self.reader.dist_num_replicas = 0, 1
+
+    def set_epoch(self, epoch: int) -> None:
+        """The order of the shards depends on it."""
+        self.reader.set_epoch(epoch)
+
+    def batches(self, batch_size: int, num_workers: int) -> int:
+        """Full training batches per epoch on this process."""
+        self.reader.set_loader_cfg(num_workers)
+        return len(self.reader) // batch_size
+
+    def __iter__(self) -> Iterator[Sample]:
+        """Images and labels."""
+        worker, seen = get_worker_info(), 0
+        for image, label in self.reader:
+            if self.training or seen % self.world_size == self.rank:
+                if self.training:
+                    seed_from(self.reader.worker_seed, self.reader.epoch_count.value, seen)
+                yield self.transform(image), label
+            seen += 1
+        if self.training and not seen:
+            shards = f"worker {worker.id}" if worker else "the loader"
+            raise DataError(f"{shards} found no sample in its shards of {self.reader.root}")
+        if not self.training and 0 < seen % self.world_size <= self.rank:
+            yield self.transform(Image.new("RGB", (8, 8))), IGNORED
+
+
+def open_folder(root: Path, **kwargs: Any) -> Any:
+    """The reader of timm for a folder of classes.
+
+    Raises:
+        FileNotFoundError: If there is no image in it.
+    """
+    try:
+        return create_reader("", root=str(root), **kwargs)
+    except RuntimeError as error:
+        raise FileNotFoundError(f"no images in {root}: expected one folder per class") from error
+
+
+def open_folders(root: Path, val_share: float) -> tuple[Any, Any, Sequence[int] | None, Sequence[int] | None]:
+    """Readers of the training and the validation images of a folder, and which of their images.
+
+    Args:
+        root: A folder with ``train`` and ``val``, or of classes, which are split, always in the same way.
+        val_share: Share of the images to validate on, where there is no ``val``.
+
+    Raises:
+        FileNotFoundError: If a folder or the images are missing.
+        ValueError: If the classes of the two do not fit, or a class cannot be split.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(f"data.root is not a folder: {root}")
+    val = next((root / name for name in VAL_NAMES if (root / name).is_dir()), root / "val")
+    halves = [root / "train", val]
+    if not any(half.is_dir() for half in halves):
+        reader = open_folder(root)
+        return reader, reader, *_split(reader, val_share)
+    for half in halves:
+        if not half.is_dir():
+            raise FileNotFoundError(f"{root} has no folder {half.name}: expected both train and val")
+    train = open_folder(halves[0])
+    known = train.class_to_idx
+    unknown = sorted(p.name for p in val.iterdir() if p.is_dir() and p.name not in known)
+    if unknown:
+        raise ValueError(f"{val} has classes that {halves[0]} does not have: {', '.join(unknown)}")
+    return train, open_folder(val, class_map=known), None, None
+
+
+def _split(reader: Any, val_share: float) -> tuple[Sequence[int], Sequence[int]]:
+    labels = [label for _, label in reader.samples]
+    rare = [name for name, i in reader.class_to_idx.items() if labels.count(i) < 2]
+    if rare:
+        raise ValueError(f"a class needs two images or more to be split, these have one: {', '.join(rare)}")
+    share = max(val_share, len(reader.class_to_idx) / len(labels))
+    train, val = train_test_split(range(len(labels)), test_size=share, stratify=labels, random_state=0)
+    return train, val
+
+
+def open_hub(name: str, root: str | None, splits: Sequence[str]) -> list[Any]:
+    """The readers of timm for splits of a Hugging Face data set.
+
+    Args:
+        name: ``hfds/`` and the name on the Hub, or a folder.
+        root: Where the data sets are cached; the default of ``datasets`` if None.
+        splits: Names of the splits.
+
+    Raises:
+        DataError: If the package is missing or a split cannot be read.
+    """
+    try:
+        return [create_reader(name, root=root, split=split) for split in splits]
+    except ImportError as error:
+        raise DataError("data.dataset hfds/... needs a package: pip install datasets") from error
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"cannot read {name} ({', '.join(splits)}): {reason}") from error

@@ -1,0 +1,197 @@
+"""What a run leaves to look at: summary, learning curves, confusion matrix, predictions; what is next."""
+
+import csv
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import BasePredictionWriter
+from timm.utils.summary import trim_summary, update_summary
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from train.readers import IGNORED
+
+_logger = logging.getLogger(__name__)
+DRAWN = 16  # sample predictions
+NAMED = 40  # so many classes fit beside a picture
+
+
+class Report(pl.Callback):
+    """Writes ``summary.csv`` in timm's shape each epoch, and pictures when the training ends.
+
+    Args:
+        pictures: Whether to draw ``curves.png``, ``confusion.png`` and ``predictions.png``.
+    """
+
+    def __init__(self, pictures: bool = True) -> None:
+        self.pictures = pictures
+        self.confusion: MulticlassConfusionMatrix | None = None
+        self.seen: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Drops the rows of the epochs that are to come: of an earlier run, or after the checkpoint."""
+        if trainer.is_global_zero:
+            trim_summary(str(_in(trainer, "summary.csv")), trainer.current_epoch)
+            _logger.info("training on %s, in %s", _device(trainer), trainer.default_root_dir)
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Empties the confusion matrix."""
+        classes = pl_module.hparams["num_classes"]
+        self.confusion = MulticlassConfusionMatrix(classes, ignore_index=IGNORED).to(pl_module.device)
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Counts, and keeps some images of the first batch."""
+        images, labels = batch
+        if self.confusion is not None:
+            self.confusion.update(outputs.argmax(1), labels)
+        if batch_idx == 0 and trainer.is_global_zero:
+            self.seen = images[:DRAWN].cpu(), labels[:DRAWN].cpu(), outputs[:DRAWN].float().softmax(1).cpu()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Adds a row to the summary."""
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}  # processes average together
+        if not trainer.is_global_zero:
+            return
+        keys = [
+            f"{k}{end}"
+            for end in ("", "_ema")[: 1 + (pl_module.ema is not None)]
+            for k in ("loss", "top1", "top5")
+        ]
+        fresh = trainer.fit_loop.epoch_loop._should_check_val_epoch()
+        measured = {k: metrics.get(f"val/{k}", "") if fresh else "" for k in keys}
+        train = {"loss": metrics.get("train/loss_epoch", "")}
+        file = _in(trainer, "summary.csv")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        update_summary(trainer.current_epoch, train, measured, str(file), lr=metrics.get("lr", ""))
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draws the pictures, reports unreadable images, and says what to do next."""
+        confusion = self.confusion.compute().cpu() if self.confusion is not None else None
+        if not trainer.is_global_zero:
+            return
+        names = pl_module.hparams["class_names"] or [str(i) for i in range(pl_module.hparams["num_classes"])]
+        if self.pictures:
+            draw_curves(_in(trainer, "summary.csv"), _in(trainer, "curves.png"))
+            if confusion is not None:
+                draw_confusion(confusion, names, _in(trainer, "confusion.png"))
+            if self.seen is not None:
+                draw_predictions(*self.seen, names, trainer.datamodule, _in(trainer, "predictions_val.png"))
+        for line in trainer.datamodule.unreadable():
+            _logger.warning("%s", line)
+        print(next_steps(trainer), file=sys.stderr)
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Writes ``predictions.csv`` into the run's folder: path, best class, probability."""
+
+    def __init__(self) -> None:
+        super().__init__("epoch")
+
+    def write_on_epoch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, predictions: Any, batch_indices: Any
+    ) -> None:
+        """Writes all rows at once."""
+        names, images = pl_module.hparams["class_names"], trainer.datamodule.predict_set
+        probabilities, best = torch.cat(list(predictions)).max(1)
+        rank, world = trainer.global_rank, trainer.world_size
+        file = _in(trainer, "predictions.csv" if world == 1 else f"predictions_{rank}.csv")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("w", newline="") as out:
+            writer = csv.writer(out)
+            writer.writerow(["path", "prediction", "probability"])
+            for i, (label, p) in enumerate(zip(best.tolist(), probabilities.tolist(), strict=True)):
+                index = i * world + rank
+                if index < len(images) and not images.unreadable[index]:
+                    writer.writerow([images.filename(index), names[label] if names else label, f"{p:.6f}"])
+        print(f"wrote {file}", file=sys.stderr)
+
+
+def next_steps(trainer: pl.Trainer) -> str:
+    """What somebody types after a training."""
+    root = trainer.default_root_dir
+    top1 = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/top1")}
+    said = ", ".join(f"{k} {v:.2f} %" for k, v in top1.items())
+    return (
+        f"\n{said or 'nothing was validated'}; curves, confusions and predictions are drawn in {root}.\n"
+        "Next:\n"
+        f"  python -m hub export --checkpoint {root}/checkpoints/last.ckpt --out {root}\n"
+        f"  tensorboard --logdir {root}\n"
+        f"  python -m train fit --config {root}/logs/config.yaml --ckpt_path last --trainer.max_epochs MORE"
+    )
+
+
+def draw_curves(summary: Path, picture: Path) -> None:
+    """Draws the losses, accuracies and the learning rate of ``summary.csv`` over the epochs."""
+    with summary.open() as file:
+        rows = list(csv.DictReader(file))
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
+    for axis, part in zip(axes, ("loss", "top1", "lr"), strict=True):
+        for name in (n for n in (rows[0] if rows else {}) if part in n):
+            points = [(int(float(r["epoch"])), float(r[name])) for r in rows if r[name]]
+            if points:
+                axis.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 40 else None)
+        axis.set(xlabel="epoch", title=part)
+        if axis.lines:
+            axis.legend(fontsize=8)
+    figure.savefig(picture, dpi=110)
+    plt.close(figure)
+
+
+def draw_confusion(counts: torch.Tensor, names: list[str], picture: Path) -> None:
+    """Draws how often each class (row) was taken for each (column), as a share of the row."""
+    shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    side = min(12.0, 3 + 0.3 * len(names))
+    figure, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
+    figure.colorbar(axis.imshow(shares, vmin=0, vmax=1, cmap="Blues"), shrink=0.8)
+    if len(names) <= NAMED:
+        axis.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+        axis.set_yticks(range(len(names)), names, fontsize=7)
+    axis.set(xlabel="predicted", ylabel="true", title="validation, share of each true class")
+    figure.savefig(picture, dpi=110)
+    plt.close(figure)
+
+
+def draw_predictions(
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    probabilities: torch.Tensor,
+    names: list[str],
+    data: Any,
+    picture: Path,
+) -> None:
+    """Draws validation images with what the model says of them, in red where it is wrong."""
+    mean, std = (torch.tensor(data.hparams[k]).view(-1, 1, 1) for k in ("mean", "std"))
+    figure, axes = plt.subplots(2, DRAWN // 2, figsize=(DRAWN, 4.6), layout="constrained")
+    for axis in axes.flat:
+        axis.axis("off")
+    shown = zip(axes.flat, images, labels.tolist(), probabilities, strict=False)
+    for axis, image, label, p in shown:
+        if label != IGNORED:
+            axis.imshow((image * std + mean).clamp(0, 1).permute(1, 2, 0))
+            best = int(p.argmax())
+            said = f"{names[best]} {float(p[best]):.0%}" + ("" if best == label else f"\n(is {names[label]})")
+            axis.set_title(said, fontsize=9, color="black" if best == label else "tab:red")
+    figure.savefig(picture, dpi=100)
+    plt.close(figure)
+
+
+def _in(trainer: pl.Trainer, name: str) -> Path:
+    return Path(trainer.default_root_dir) / name
+
+
+def _device(trainer: pl.Trainer) -> str:
+    device = trainer.strategy.root_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return f"{trainer.world_size} x {name}"

@@ -1,0 +1,24 @@
+"""Randomness that depends only on where the training is: a resumed run draws what it would have drawn.
+
+Nothing of a random generator has to be saved: before every sample and before every step all generators are
+seeded from the run's seed, the epoch and the position.
+"""
+
+import os
+import random
+
+import numpy as np
+import torch
+
+
+def run_seed() -> int:
+    """The seed of the run (``seed_everything`` keeps it in the environment), 0 without one."""
+    return int(os.environ.get("PL_GLOBAL_SEED", "0"))
+
+
+def seed_from(*numbers: int) -> None:
+    """Seeds ``random``, numpy and torch from non-negative numbers; different numbers, different streams."""
+    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
