@@ -124,6 +124,30 @@ def run_layers(arguments: argparse.Namespace, argv: Sequence[str]) -> None:
         layers.draw(found, arguments.picture)
 
 
+def at_least_1(text: str) -> int:
+    """A whole number for argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+def odd(text: str) -> int:
+    """The side of a kernel that has a centre."""
+    number = at_least_1(text)
+    if number % 2 == 0:
+        raise argparse.ArgumentTypeError(f"must be odd, got {number}")
+    return number
+
+
+def png(text: str) -> Path:
+    """A picture to write."""
+    path = Path(text)
+    if path.suffix != ".png":
+        raise argparse.ArgumentTypeError(f"must end in .png, got {text}")
+    return path
+
+
 def parser() -> argparse.ArgumentParser:
     """The subcommands and their options."""
     top = argparse.ArgumentParser(prog="python -m eval", description="Measures models.")
@@ -137,26 +161,26 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--output", type=Path, help="JSON file to write")
     command.add_argument("--predictions", type=Path, help="CSV file to write: every image's prediction")
     command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    command.add_argument("--batch-size", type=int, default=64)
+    command.add_argument("--batch-size", type=at_least_1, default=64)
     command.add_argument("--workers", type=int, default=2, help="processes that read images")
     command.set_defaults(run=run_accuracy)
 
     command = commands.add_parser("kernels", parents=[which], help="a picture of the learned kernels")
-    command.add_argument("--output", type=Path, required=True, help="PNG file to write")
+    command.add_argument("--output", type=png, required=True, help="PNG file to write")
     command.set_defaults(run=run_kernels)
 
     command = commands.add_parser("predict", parents=[which], help="what single images show")
     command.add_argument("images", nargs="+", help="image files, or patterns of them")
-    command.add_argument("--output", type=Path, help="PNG file to write")
+    command.add_argument("--output", type=png, help="PNG file to write")
     command.set_defaults(run=run_predict)
 
     timed = argparse.ArgumentParser(add_help=False)
     timed.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     timed.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
-    timed.add_argument("--threads", type=int, help="of the CPU")
-    timed.add_argument("--rounds", type=int, default=15, help="runs of each, in turns")
+    timed.add_argument("--threads", type=at_least_1, help="of the CPU")
+    timed.add_argument("--rounds", type=at_least_1, default=15, help="runs of each, in turns")
     timed.add_argument("--output", type=Path, help="JSON file to write")
-    timed.add_argument("--picture", type=Path, help="PNG file to write")
+    timed.add_argument("--picture", type=png, help="PNG file to write")
 
     command = commands.add_parser("throughput", parents=[timed], help="images per second, side by side")
     models_help = f"timm names, folders, Hub ids; the first is the baseline; {throughput.AUTHORS}NAME for"
@@ -170,8 +194,8 @@ def parser() -> argparse.ArgumentParser:
         choices=throughput.MODES,
         help=modes_help,
     )
-    command.add_argument("--batch-size", type=int, default=4)
-    command.add_argument("--img-size", type=int, help="pixels; each model's own by default")
+    command.add_argument("--batch-size", type=at_least_1, default=4)
+    command.add_argument("--img-size", type=at_least_1, help="pixels; each model's own by default")
     command.add_argument("--compile", action="store_true", help="torch.compile the models")
     command.add_argument("--pretrained", action="store_true", help="with weights, for --modes trimmed")
     command.set_defaults(run=run_throughput)
@@ -179,8 +203,8 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("layers", parents=[timed], help="kernel construction and convolution")
     command.add_argument("--parts", nargs="+", default=LAYER_PARTS, choices=LAYER_PARTS)
     command.add_argument("--no-authors", dest="authors", action="store_false", help="without their package")
-    command.add_argument("--batch-sizes", nargs="+", type=int, default=layers.BATCH_SIZES)
-    command.add_argument("--kernel-sizes", nargs="+", type=int, default=layers.KERNEL_SIZES)
+    command.add_argument("--batch-sizes", nargs="+", type=at_least_1, default=layers.BATCH_SIZES)
+    command.add_argument("--kernel-sizes", nargs="+", type=odd, default=layers.KERNEL_SIZES)
     command.add_argument("--models", nargs="+", default=layers.MODELS, help="of the zoo: whose shapes")
     command.set_defaults(run=run_layers)
     return top
@@ -192,7 +216,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser().parse_args(argv)
     for name in ("output", "predictions", "picture"):
         if file := getattr(arguments, name, None):
+            if file.is_dir():
+                raise ValueError(f"--{name} must be a file, got the folder {file}")
             file.parent.mkdir(parents=True, exist_ok=True)
+    if getattr(arguments, "device", "cpu").startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {arguments.device}: torch finds no CUDA device here")
     arguments.run(arguments, argv)
 
 

@@ -15,14 +15,15 @@ from torchvision.ops import deform_conv2d
 from dcls_models.layers import Dcls2d
 from dcls_models.layers.depthwise import depthwise_conv2d
 from eval.peers import authors_layer
-from eval.timing import markdown_table, time_in_turns
+from eval.timing import LAYOUTS, markdown_table, time_in_turns
 
 MODELS = ("convnext_dcls_tiny", "convnext_dcls_gauss_tiny", "convformer_dcls_s18", "fastvit_dcls_sa24")
 KERNELS = {"v0": (17, 34), "v1": (17, 34), "max": (23, 26), "gauss": (23, 26)}  # size, elements
 KERNEL_SIZES = (3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 27, 31)
 BATCH_SIZES = (1, 8, 32)
 DENSE_WEIGHTS = 2**26  # of the largest dense convolution that is timed
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+SHOWN = (7, 13, 17, 23)  # kernel sizes in the table, and those that are timed in large batches
+LARGE_BATCH = 32
 
 
 class Shape(NamedTuple):
@@ -34,7 +35,11 @@ class Shape(NamedTuple):
 
 
 def shapes_of(model_name: str) -> list[Shape]:
-    """The depthwise DCLS convolutions of stride 1 in a model of the zoo, without doublets."""
+    """The depthwise DCLS convolutions of stride 1 in a model of the zoo, without doublets.
+
+    Raises:
+        ValueError: If there is none.
+    """
     model = timm.create_model(model_name)
     found: dict[Shape, None] = {}
 
@@ -46,6 +51,8 @@ def shapes_of(model_name: str) -> list[Shape]:
         if isinstance(layer, Dcls2d):
             layer.register_forward_pre_hook(note)
     model.eval().to("meta")(torch.zeros(1, *model.default_cfg["input_size"], device="meta"))
+    if not found:
+        raise ValueError(f"{model_name} has no depthwise DCLS convolution of stride 1 to time")
     return list(found)
 
 
@@ -123,7 +130,7 @@ def convolution(
     """Times ``depthwise_conv2d`` with its gradients against ``F.conv2d``.
 
     At every kernel size on the stages of the first model, and at the layers of the others; in either memory
-    layout. Of the largest batch only 7, 13, 17 and 23.
+    layout. In batches of ``LARGE_BATCH`` images or more only the kernel sizes ``SHOWN``.
 
     Args:
         device: Where to compute.
@@ -141,7 +148,7 @@ def convolution(
     shapes = list(dict.fromkeys([*stages, *(shape for name in others for shape in shapes_of(name))]))
     rows = []
     for batch, shape, layout in product(batch_sizes, shapes, LAYOUTS):
-        if batch == max(BATCH_SIZES) and shape.kernel not in (7, 13, 17, 23):
+        if batch >= LARGE_BATCH and shape.kernel not in SHOWN:
             continue
         images, kernel, grad = _tensors(batch, shape, LAYOUTS[layout], device, dtype)
         padding = (shape.kernel // 2,) * 2
@@ -226,7 +233,7 @@ def peers(
 
 
 def tables(found: dict[str, list[dict[str, Any]]]) -> str:
-    """The results as Markdown; of the convolutions the kernel sizes 7, 13, 17 and 23 and the extremes."""
+    """The results as Markdown; of the convolutions the kernel sizes ``SHOWN`` and the extremes."""
     parts = []
     if found["construction"]:
         rows = [
@@ -243,7 +250,7 @@ def tables(found: dict[str, list[dict[str, Any]]]) -> str:
             + [f"{r['ms'][n]['median']:.2f}" for n in ("ours", "torch")]
             + [f"{r['ratio']:.2f}x"]
             for r in found["convolution"]
-            if r["kernel"] in (7, 13, 17, 23)
+            if r["kernel"] in SHOWN
         ]
         parts.append(markdown_table(["depthwise convolution", "ours, ms", "torch, ms", "faster"], rows))
         ratios = sorted(r["ratio"] for r in found["convolution"])
@@ -272,18 +279,18 @@ def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
         title="kernel construction", xlabel="channels", ylabel="times as fast as the authors'", yscale="log"
     )
     left.legend()
-    lines: dict[tuple[int, int, str], list[dict[str, Any]]] = {}
+    batch = max((r["batch"] for r in found["convolution"] if r["batch"] < LARGE_BATCH), default=LARGE_BATCH)
+    lines: dict[str, list[dict[str, Any]]] = {}
     for r in found["convolution"]:
-        if r["batch"] == found["convolution"][-1]["batch"]:
-            lines.setdefault((r["channels"], r["side"], r["layout"]), []).append(r)
-    for (channels, side, layout), rows in lines.items():
-        style = "o-" if layout == "channels_last" else "o--"
-        label = f"{channels}x{side}x{side}, {layout}"
+        if r["batch"] == batch:
+            lines.setdefault(f"{r['channels']}x{r['side']}x{r['side']}, {r['layout']}", []).append(r)
+    for label, rows in lines.items():
+        style = "o-" if "channels_last" in label else "o--"
         right.plot([r["kernel"] for r in rows], [r["ratio"] for r in rows], style, markersize=3, label=label)
     right.axhline(1, color="black", linewidth=0.8)
-    right.set(
-        title="depthwise convolution, batch 8", xlabel="K", ylabel="times as fast as PyTorch", yscale="log"
-    )
-    right.legend(fontsize=7)
+    title = f"depthwise convolution, batch {batch}"
+    right.set(title=title, xlabel="K", ylabel="times as fast as PyTorch", yscale="log")
+    if lines:
+        right.legend(fontsize=6)
     figure.savefig(path, dpi=110)
     plt.close(figure)

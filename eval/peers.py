@@ -50,8 +50,14 @@ def authors_layer(layer: Dcls2d) -> nn.Module:
 
 
 def with_authors_layers(model: nn.Module) -> nn.Module:
-    """Replaces every ``Dcls2d`` of a model of the zoo by the authors' layer, in place."""
-    for name, layer in list(model.named_modules()):
-        if isinstance(layer, Dcls2d):
-            model.set_submodule(name, authors_layer(layer))
+    """Replaces every ``Dcls2d`` of a model of the zoo by the authors' layer, in place.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Dcls2d)}
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no DCLS layer that the authors' could replace")
+    for name, layer in layers.items():
+        model.set_submodule(name, authors_layer(layer))
     return model

@@ -13,10 +13,9 @@ from torch import nn
 
 import dcls_models
 from eval.peers import with_authors_layers
-from eval.timing import markdown_table, time_in_turns
+from eval.timing import LAYOUTS, markdown_table, time_in_turns
 
 AUTHORS = "authors:"  # before a name of the zoo: its model with the layers of the authors' package
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 MODES = {
     "train": "a training step: forward, backward, AdamW",
     "inference": "eval mode, without gradients",

@@ -11,6 +11,9 @@ FLUSHED = 2**24  # float32 numbers (64 MiB), more than the last-level cache of m
 WARMUP = 0.5  # seconds of runs before the first round; each call runs once at least
 
 
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
 class Timing(NamedTuple):
     """Milliseconds of one call: the median of its runs and the quartiles around it."""
 

@@ -8,6 +8,8 @@ import timm
 import torch
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from dcls_models.layers import Dcls2d, DclsNd
 
@@ -90,6 +92,12 @@ def step(layer):
     torch.optim.SGD(layer.parameters(), lr=0.5).step()
 
 
+def fused_step(layer):
+    for p in layer.parameters():
+        p.grad = torch.ones_like(p)
+    torch.optim.AdamW(layer.parameters(), lr=0.5, fused=True).step()
+
+
 def average(layer):
     other = copy.deepcopy(layer)
     write_weight(other)
@@ -117,6 +125,7 @@ CHANGES = [
     load,
     assign,
     step,
+    fused_step,
     average,
     data_then_eval,
     data_then_train_and_back,
@@ -207,6 +216,18 @@ def test_in_no_graph(how):
                 if name.endswith("weight"):
                     p.data.mul_(3)  # nothing that the cache would see
         assert not torch.allclose(function(x), before), "the graph holds a kernel"
+
+
+def test_not_kept_from_what_records():
+    layer, x = layer_of(), torch.ones(1, 4, 12, 12)
+    with torch.no_grad():
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            layer(x)
+        before = layer(x)
+        assert type(before) is torch.Tensor
+        graph = make_fx(layer)(x)
+        layer.weight.data.mul_(3)
+        assert not torch.allclose(graph(x), before)
 
 
 def test_functional_call_uses_the_parameters_that_it_is_given():

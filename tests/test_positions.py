@@ -271,6 +271,14 @@ def test_loaded_positions_outside_are_kept_and_reported(version, caplog):
     assert torch.equal(grad, expected)
 
 
+def test_a_step_that_counts_no_writes_clamps_loaded_positions():
+    layer = new_layer("v1")
+    loaded_from_outside(layer)
+    stepper = torch.optim.AdamW(layer.parameters(), lr=1e-6, fused=True)
+    take_step(layer, stepper, image())
+    assert all_inside(layer.positions)
+
+
 def test_a_layer_of_inference_mode_keeps_loaded_positions_outside():
     with torch.inference_mode():
         layer = new_layer("v1")

@@ -4,6 +4,7 @@ import torch
 from timm.layers import Conv2dSame
 from timm.utils.model import reparameterize_model
 from torch import nn
+from torch.nn.utils import prune
 
 from dcls_models.layers import Dcls1d, Dcls2d, Dcls2dSame, Dcls3d, trim
 
@@ -70,6 +71,21 @@ def test_a_tolerance_is_the_largest_weight_that_is_cut():
     assert trim(conv, tolerance=0.01).kernel_size == (3, 3)
     with pytest.raises(ValueError, match=r"at least 0, got tolerance=-1"):
         trim(conv, tolerance=-1)
+
+
+def test_numbers_that_are_none_are_not_empty():
+    conv = empty_borders(nn.Conv2d(2, 2, 7, padding=3), [(2, 2), (2, 2)])
+    with torch.no_grad():
+        conv.weight[0, 0, 0, 3] = torch.nan
+    assert trim(conv).kernel_size == (7, 3)
+    with pytest.raises(ValueError, match="at least 0, got tolerance=nan"):
+        trim(conv, tolerance=float("nan"))
+
+
+def test_weights_that_something_else_makes_are_left_alone():
+    conv = prune.identity(empty_borders(nn.Conv2d(2, 2, 7, padding=3), [(2, 2), (2, 2)]), "weight")
+    assert trim(conv).kernel_size == (7, 7)
+    assert trim(nn.Conv2d(2, 0, 7, padding=3)).kernel_size == (7, 7)
 
 
 @pytest.mark.parametrize("layer_class", [Dcls1d, Dcls2d, Dcls3d])

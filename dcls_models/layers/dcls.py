@@ -33,6 +33,15 @@ def _sizes(size: int | tuple[int, ...], axes: int, name: str) -> tuple[int, ...]
     return sizes
 
 
+def _are_plain(tensors: list[torch.Tensor]) -> bool:
+    """Whether these are parameters with numbers, whose writes are counted, and nothing is being recorded."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack():
+        return False
+    if tensors[0].is_cuda and torch.cuda.is_current_stream_capturing():
+        return False
+    return all(type(t) is nn.Parameter and not t.is_inference() for t in tensors)
+
+
 class DclsNd(_ConvNd):
     """What all the layers share: parameters, kernel construction, loading and fusing.
 
@@ -67,6 +76,7 @@ class DclsNd(_ConvNd):
     """
 
     _scripted_kernel: torch.Tensor
+    _cache: tuple[list[Any], list[torch.Tensor], torch.Tensor] | None = None
     dense_class: Any
     learned_axes: int
     sigma_offset: float | None = None  # replaces the version's own
@@ -103,7 +113,6 @@ class DclsNd(_ConvNd):
         self.kernel_count = kernel_count
         self.dilated_kernel_size = learned_size
         self.version = version
-        self._cache: tuple[list[Any], list[torch.Tensor], torch.Tensor] | None = None  # _cached_kernel
         self._shared: tuple[nn.Module] | None = None  # in a tuple, so that it is not registered as a child
 
         shape = (out_channels, in_channels // groups, *dense_kernel_size, kernel_count)
@@ -195,31 +204,30 @@ class DclsNd(_ConvNd):
     def _cached_kernel(self) -> torch.Tensor:
         """The kernel; in eval mode without gradients it is built once and kept.
 
-        It is built again after ``train()`` or ``eval()``, after a load, cast or move, and when a parameter
-        was replaced or written to. Writes through ``.data`` in between are not seen (call ``eval()``).
-        Parameters made in inference mode count no writes: with them, nothing is kept.
+        It is built again after ``train()`` or ``eval()``, a step of an optimizer, a load, cast or move, and
+        when a parameter was replaced or written to. Writes that torch does not count (through ``.data`` or
+        NumPy) are not seen before ``eval()``. Parameters made in inference mode count none: with them nothing
+        is kept, nor in what is traced, compiled, exported or captured.
         """
         sources = [t for t in (self.weight, self.positions, self.sigma) if t is not None]
-        if (
-            self.training
-            or torch.is_grad_enabled()
-            or torch.compiler.is_compiling()
-            or torch.jit.is_tracing()
-            or any(type(t) is not nn.Parameter or t.is_inference() for t in sources)
-        ):
+        if self.training or torch.is_grad_enabled() or not _are_plain(sources):
             return self.kernel()
         state = [(id(t), t._version, t.data_ptr()) for t in sources]
         if self._cache is None or self._cache[0] != state:
             self._cache = (state, sources, self.kernel())  # with the sources, so that no id is used again
         return self._cache[2]
 
+    def drop_cache(self) -> None:
+        """Builds the kernel anew at the next forward."""
+        self._cache = None
+
     def train(self, mode: bool = True) -> "DclsNd":
         """As ``nn.Module.train``."""
-        self._cache = None
+        self.drop_cache()
         return super().train(mode)
 
     def _apply(self, *args: Any, **kwargs: Any) -> "DclsNd":
-        self._cache = None
+        self.drop_cache()
         return super()._apply(*args, **kwargs)
 
     def _convolve(self, input: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
@@ -274,8 +282,7 @@ class DclsNd(_ConvNd):
 
     def __getstate__(self) -> dict[str, Any]:
         """What is copied or pickled."""
-        derived = {"_cache": None}
-        return {k: v for k, v in self.__dict__.items() if k != "_scripted_kernel"} | derived
+        return {k: v for k, v in self.__dict__.items() if k not in ("_scripted_kernel", "_cache")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copied or unpickled layer is known to the optimizer hook as well."""

@@ -40,7 +40,7 @@ def depthwise_conv2d(
     """``F.conv2d`` of stride 1 with one kernel per channel, differentiable any number of times.
 
     Args:
-        input: ``(N, C, H, W)``, in either memory layout, which the output keeps.
+        input: ``(N, C, H, W)``, in either memory layout, which the output keeps, or a view of one.
         weight: ``(C, 1, K, K)``; the two sides may differ.
         bias: ``(C,)``.
         padding: Zeros on either side of each axis, less than K.
@@ -48,21 +48,37 @@ def depthwise_conv2d(
     Returns:
         ``(N, C, H + 2 padding - K + 1, W + 2 padding - K + 1)``, equal to ``F.conv2d`` up to rounding.
     """
-    device = input.device.type
-    if device == "cuda" and torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        input, weight, bias = input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    if not _is_ours(input, weight, padding):
+    tensors = _cast_for_autocast(input, weight, bias)
+    if not _is_ours(*tensors, padding):
         return F.conv2d(input, weight, bias, padding=padding, groups=weight.shape[0])
+    input, weight, bias = tensors
     output = _Convolution.apply(input, weight, tuple(padding))
     return output if bias is None else output + bias[:, None, None]
 
 
-def _is_ours(input: torch.Tensor, weight: torch.Tensor, padding: Sequence[int]) -> bool:
+def _cast_for_autocast(
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    if (
+        not input.is_cuda
+        or not torch.is_autocast_enabled("cuda")
+        or torch.float64 in (input.dtype, weight.dtype)
+    ):
+        return input, weight, bias
+    dtype = torch.get_autocast_dtype("cuda")
+    return input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
+def _is_ours(
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, padding: Sequence[int]
+) -> bool:
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or min(weight.shape[2:]) < OURS_FROM:
         return False
-    if any(is_functorch_wrapped_tensor(t) for t in (input, weight)) or forward_ad._current_level >= 0:
+    tensors = [input, weight] if bias is None else [input, weight, bias]
+    if any(is_functorch_wrapped_tensor(t) for t in tensors) or forward_ad._current_level >= 0:
         return False  # vmap and forward-mode derivatives
+    if bias is not None and (bias.dtype != weight.dtype or bias.shape != weight.shape[:1]):
+        return False
     if input.device.type != "cpu":
         return triton_depthwise.chosen(input, weight, padding)
     if "AVX" not in _CAPABILITY or torch.is_autocast_enabled("cpu"):

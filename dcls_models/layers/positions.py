@@ -241,8 +241,16 @@ def _project_after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any
     if not _LAYERS:
         return
     stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    for holder in {layer.holder() for layer in list(_LAYERS)}:
-        if id(holder._parameters.get("positions")) in stepped:
+    holders = set()
+    for layer in list(_LAYERS):
+        if stepped & {id(layer.weight), id(layer.positions), id(layer.sigma)}:
+            layer.drop_cache()  # fused optimizers count no writes
+            holders.add(layer.holder())
+    for holder in holders:
+        positions = holder._parameters.get("positions")
+        if id(positions) in stepped:
+            if positions.grad is not None:  # it has moved, whether that was counted or not
+                holder.positions_kept_at = None
             project_(holder)
 
 

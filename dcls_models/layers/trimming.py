@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @torch.no_grad()
@@ -13,7 +14,8 @@ def trim(model: ModuleT, tolerance: float = 0.0) -> ModuleT:
     """Cuts the borders of all kernels in which every weight is empty, as far as the padding allows.
 
     Both ends of an axis lose the same number of pixels, and the padding shrinks with them, so that with a
-    tolerance of 0 the outputs stay the same. DCLS layers are left alone until they are fused.
+    tolerance of 0 the outputs stay the same. DCLS layers are left alone until they are fused. Convolutions
+    that share one weight have one each afterwards.
 
     Args:
         model: Changed in place: its ``nn.Conv1d``, ``nn.Conv2d`` and ``nn.Conv3d``, but not their
@@ -26,19 +28,22 @@ def trim(model: ModuleT, tolerance: float = 0.0) -> ModuleT:
     Raises:
         ValueError: If ``tolerance`` is negative.
     """
-    if tolerance < 0:
+    if not tolerance >= 0:
         raise ValueError(f"tolerance must be at least 0, got {tolerance=}")
     for conv in model.modules():
-        if type(conv) in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
+        if type(conv) in CONVOLUTIONS and "weight" in conv._parameters:
             _trim_conv(conv, tolerance)
     return model
 
 
 def _trim_conv(conv: Any, tolerance: float) -> None:
     weight, padding = conv.weight, conv.padding
+    if not weight.numel():
+        return
     for axis, (k, dilation) in enumerate(zip(conv.kernel_size, conv.dilation, strict=True)):
         dim = 2 + axis
-        filled = weight.abs().amax([d for d in range(weight.ndim) if d != dim]) > tolerance
+        empty = weight.abs().le(tolerance)  # not so for NaN
+        filled = empty.movedim(dim, 0).flatten(1).all(1).logical_not()
         first, last = (int(i) for i in filled.nonzero()[[0, -1]]) if filled.any() else (k // 2, k // 2)
         cut = 0 if padding == "valid" else min(first, k - 1 - last)
         if not isinstance(padding, str):
