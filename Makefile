@@ -31,7 +31,7 @@ demo: setup
 	@echo "  timm.create_model(\"local-dir:$(RUN)\", pretrained=True)   or   timm.list_models(\"*dcls*\")"
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff format --check .
