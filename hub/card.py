@@ -14,6 +14,7 @@ from hub import INSTALL, HubError
 from hub.folder import CARD, check_folder, written_at_once
 
 METRICS = {"top1": "top-1 accuracy", "top5": "top-5 accuracy", "map": "mean average precision"}  # in percent
+ENTRIES = ".eval_results/results.yaml"
 MEASURED = ("command", "date", "machine", "versions", "n")
 TAGS = ["timm", "pytorch", "dcls", "dilated-convolution", "learnable-spacings", "large-kernel"]
 
@@ -124,10 +125,10 @@ def write_card(
         if picture:
             shutil.copyfile(picture, part / "kernels.png")
         if dataset_id:
-            (part / ".eval_results").mkdir()
-            (part / ".eval_results" / "results.yaml").write_text(
-                _entries(measured, dataset_id), encoding="utf-8"
-            )
+            (part / ENTRIES).parent.mkdir()
+            (part / ENTRIES).write_text(_entries(measured, dataset_id), encoding="utf-8")
+    if not dataset_id:
+        (folder / ENTRIES).unlink(missing_ok=True)  # of an earlier card, and perhaps of other weights
     return folder / CARD
 
 

@@ -1,5 +1,6 @@
 """From the Hub, or from its cache, to weights that are what was published."""
 
+from collections.abc import Set
 from pathlib import Path, PurePosixPath
 
 from huggingface_hub import HfApi, constants, snapshot_download
@@ -50,7 +51,9 @@ def download(repo: str, revision: str = "main", out: Path | None = None, offline
     print(f"{repo} at commit {cached.name}: {len(files)} files, every hash as published")
     if out is None:
         return found
-    copy_files(published_files(cached), out)
+    published = published_files(cached)
+    _check_no_others(out, published.keys(), repo)
+    copy_files(published, out)
     return check_folder(out)
 
 
@@ -75,6 +78,7 @@ def verify(folder: Path, repo: str | None = None, revision: str = "main") -> Che
                 raise HubError(f"{folder} lacks {name}, which {repo} has")
             if not same_content(folder / name, expected):
                 raise HubError(f"{folder / name} is not what {repo} has at {revision}: download it again")
+        _check_no_others(folder, hashes.keys(), repo)
     return found
 
 
@@ -95,6 +99,15 @@ def _listed(repo: str, revision: str) -> dict[str, str]:
         raise HubError(f"{repo} at {revision} has no {CONFIG}: it is not a timm model")
     ours = {n: f for n, f in there.items() if is_ours(n)}
     return {name: expected_hash(file) for name, file in ours.items()} | {"commit": commit}
+
+
+def _check_no_others(folder: Path, names: Set[str], repo: str) -> None:
+    others = sorted(published_files(folder).keys() - names)
+    if others:
+        raise HubError(
+            f"{folder} has {', '.join(others)}, which {repo} has not and which may be of other weights: "
+            "choose another folder, or remove it"
+        )
 
 
 def _check_hashes(files: dict[str, Path], hashes: dict[str, str], repo: str) -> None:

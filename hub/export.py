@@ -96,8 +96,9 @@ def export(
         check_folder(part)
         if onnx:
             _write_onnx(exported, part / "model.onnx", images, expected)
-        elif (out / "model.onnx").exists():
-            (out / "model.onnx").unlink()  # it would be of other weights
+    written = {*(files or {}), "model.onnx" if onnx else ""}
+    for name in {"model.onnx", "training.json", "conversion.json"} - written:
+        (out / name).unlink(missing_ok=True)  # it would be of other weights
     return metadata
 
 
@@ -194,7 +195,8 @@ def _halve_(model: nn.Module) -> None:
             rounded = tensor.data.half()
             if not rounded.isfinite().all():
                 raise HubError(f"{name} has values that float16 cannot hold: export without --half")
-            tensor.data.copy_(rounded)
+            with torch.no_grad():
+                tensor.copy_(rounded)  # not through .data: kept kernels would not notice
 
 
 def _write(model: nn.Module, part: Path, half: bool, source: dict[str, str]) -> dict[str, str]:
@@ -219,7 +221,10 @@ def _write(model: nn.Module, part: Path, half: bool, source: dict[str, str]) -> 
     for name, tensor in {**model.state_dict(), **as_computed}.items():
         precise = not half or not tensor.is_floating_point() or name.endswith(KEPT_PRECISE)
         tensors[name] = tensor.detach().to(tensor.dtype if precise else torch.float16).clone().contiguous()
-    safetensors.torch.save_file(tensors, part / WEIGHTS, metadata)
+    try:
+        safetensors.torch.save_file(tensors, part / WEIGHTS, metadata)
+    except safetensors.SafetensorError as error:  # which is no OSError
+        raise HubError(f"the weights cannot be written: {error}") from error
     config["weights_sha256"] = sha256_of(part / WEIGHTS)
     (part / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (part / CARD).write_text(plain_card(config), encoding="utf-8")

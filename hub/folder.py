@@ -39,6 +39,7 @@ FILES = (  # patterns of what a folder may publish; nothing else of it is ever s
 )
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.tar")
 ELSEWHERE = {"url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load"}
+DEPTHS = ("depth", "depths", "layers")  # each counts at least one tensor
 LIMITS = {"dilated_kernel_size": 255, "kernel_sizes": 255, "input_size": 4096, "img_size": 4096}
 
 
@@ -104,7 +105,7 @@ def written_at_once(out: Path) -> Iterator[Path]:
         for file in sorted(part.rglob("*"), key=lambda path: path.name == WEIGHTS):
             if file.is_file():
                 target = out / file.relative_to(part)
-                target.parent.mkdir(exist_ok=True)
+                target.parent.mkdir(parents=True, exist_ok=True)
                 file.replace(target)
 
 
@@ -112,7 +113,7 @@ def copy_files(files: dict[str, Path], out: Path) -> None:
     """Copies files to a folder, all or none."""
     with written_at_once(out) as part:
         for name, path in files.items():
-            (part / name).parent.mkdir(exist_ok=True)
+            (part / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, part / name)
 
 
@@ -165,6 +166,11 @@ def _read_config(path: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
         if not (isinstance(config["architecture"], str) and isinstance(config.get("pretrained_cfg"), dict)):
             raise ValueError("architecture must be a name and pretrained_cfg a dictionary")
+        if not isinstance(config.get("model_args", {}), dict):
+            raise ValueError(f"model_args must be a dictionary, got {type(config['model_args']).__name__}")
+        size = config["pretrained_cfg"].get("input_size")
+        if not (isinstance(size, list) and len(size) == 3 and all(type(n) is int and n > 0 for n in size)):
+            raise ValueError(f"input_size must be three whole numbers, got {str(size)[:60]}")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise HubError(
             f"{path} is not a config that timm can read ({type(error).__name__}: {error})"
@@ -203,11 +209,9 @@ def _numbers(value: Any) -> Iterator[float]:
 
 def _check_config(config: dict[str, Any], tensors: dict[str, tuple[list[int], str]]) -> None:
     """Refuses what would make building the model run away or load something else."""
-    name, cfg, arguments = config["architecture"], config["pretrained_cfg"], config.get("model_args") or {}
+    name, cfg, arguments = config["architecture"], config["pretrained_cfg"], config.get("model_args", {})
     if not timm.is_model(name):
         raise HubError(f"{CONFIG} names the architecture {name!r}, which neither timm nor dcls_models has")
-    if not isinstance(arguments, dict):
-        raise HubError(f"model_args in {CONFIG} must be a dictionary, got {type(arguments).__name__}")
     taken = sorted(arguments.keys() & inspect.signature(timm.create_model).parameters.keys())
     if taken:
         raise HubError(f"model_args in {CONFIG} would tell timm how to load, not what: {', '.join(taken)}")
@@ -215,13 +219,11 @@ def _check_config(config: dict[str, Any], tensors: dict[str, tuple[list[int], st
     if moved:
         raise HubError(f"pretrained_cfg in {CONFIG} sends timm elsewhere for the weights: {', '.join(moved)}")
     elements = sum(math.prod(shape) for shape, _ in tensors.values())
-    sizes = {**arguments, "input_size": cfg.get("input_size")}
+    sizes = {**arguments, "input_size": cfg["input_size"]}
     for key, value in sizes.items():
-        limit = LIMITS.get(key, len(tensors) if key in ("depths", "layers") else elements)
+        limit = LIMITS.get(key, len(tensors) if key in DEPTHS else elements)
         found = list(_numbers(value))
-        largest = max(found, default=0)
-        if key in ("depths", "layers"):
-            largest = sum(found)
+        largest = sum(found) if key in DEPTHS else max(found, default=0)
         if not largest <= limit or len(found) > 1000:
             raise HubError(f"{CONFIG} wants {key}={str(value)[:60]}, which {WEIGHTS} cannot be for; refused")
 
@@ -231,9 +233,14 @@ def _check_shapes(config: dict[str, Any], tensors: dict[str, tuple[list[int], st
     cfg |= {"num_classes": config["num_classes"]} if "num_classes" in config else {}
     try:
         with torch.device("meta"):
-            model = timm.create_model(name, pretrained_cfg=cfg, **(config.get("model_args") or {}))
+            model = timm.create_model(name, pretrained_cfg=cfg, **config.get("model_args", {}))
     except Exception as error:  # whatever a model raises for arguments that nobody has checked
-        raise HubError(f"timm cannot build {name} as {CONFIG} says: {str(error).splitlines()[:1]}") from error
+        said = str(error).partition("\n")[0]
+        raise HubError(
+            f"timm cannot build {name} as {CONFIG} says ({type(error).__name__}: {said})"
+        ) from error
+    if config.get("num_classes", model.num_classes) != model.num_classes:
+        raise HubError(f"{CONFIG} says {config['num_classes']} classes, of a model with {model.num_classes}")
     expected = {key: list(value.shape) for key, value in model.state_dict().items()}
     wrong = sorted(
         key for key in expected.keys() | tensors if expected.get(key) != tensors.get(key, [None])[0]

@@ -1,6 +1,7 @@
 """From a folder to the Hub: one commit with everything, or nothing. The only file that sends."""
 
 import json
+import re
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
@@ -44,6 +45,8 @@ def publish(
     files = published_files(folder)
     _check_card(folder)
     tag = tag or f"weights-{found.sha256[:8]}"
+    if not re.fullmatch(r"\w[\w.-]*", tag):  # the Hub would refuse it after the commit
+        raise HubError(f"a tag is made of letters, digits, '.', '-' and '_', such as v1.0; got {tag!r}")
     _show(found, files, repo, tag, direct)
     if not push:
         print("nothing was sent: this was a dry run; add --push")
@@ -142,8 +145,9 @@ def _parent(api: HfApi, repo: str, found: Checked, overwrite: bool, private: boo
     strange = sorted(name for name in there if name not in ALWAYS_THERE and not is_ours(name))
     if CONFIG in there:
         theirs = json.loads(Path(api.hf_hub_download(repo, CONFIG, revision=parent)).read_text("utf-8"))
-        if theirs.get("architecture") != found.config["architecture"]:
-            strange.append(f"{CONFIG} of a {theirs.get('architecture')}")
+        name = theirs.get("architecture") if isinstance(theirs, dict) else None
+        if name != found.config["architecture"]:
+            strange.append(f"{CONFIG} of a {name}")
     if strange and not overwrite:
         raise HubError(
             f"{repo} holds something else already ({', '.join(strange[:5])}): choose another name, or "
@@ -174,7 +178,10 @@ def _differing(api: HfApi, repo: str, revision: str, files: dict[str, Path]) -> 
 
 def _is_tagged(api: HfApi, repo: str, tag: str, files: dict[str, Path]) -> bool:
     """Whether there is such a tag, which then must be of these files."""
-    known = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo).tags}
+    refs = api.list_repo_refs(repo)
+    if tag in {ref.name for ref in refs.branches}:
+        raise HubError(f"{repo} has a branch {tag}, which a tag of that name would hide: add --tag NAME")
+    known = {ref.name: ref.target_commit for ref in refs.tags}
     if tag in known and _differing(api, repo, known[tag], files):
         raise HubError(f"{repo} has a tag {tag} already, of other files: add --tag NAME")
     return tag in known

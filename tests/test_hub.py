@@ -421,6 +421,8 @@ def test_a_repository_with_other_content(server: HubServer, client: Client, smal
     assert server.files("ada/other")["weights.bin"] == b"theirs"
     server.put("ada/another", **{"config.json": b'{"architecture": "resnet18"}'})
     assert "config.json of a resnet18" in client.fails("publish", small, "ada/another", "--push")
+    server.put("ada/another", **{"config.json": b"[]"})
+    assert "config.json of a None" in client.fails("publish", small, "ada/another", "--push")
 
 
 def test_a_new_version_replaces_the_old_one_as_a_whole(
@@ -431,8 +433,10 @@ def test_a_new_version_replaces_the_old_one_as_a_whole(
     assert "model.onnx" not in server.files("ada/versions"), "it was of other weights"
     client.run("publish", small, "ada/versions", "--push", "--direct", "--tag", "v1")
     tiny(tmp_path / "new")
-    error = client.fails("publish", tmp_path / "new", "ada/versions", "--push", "--direct", "--tag", "v1")
-    assert "has a tag v1 already, of other files" in error
+    again = ["publish", tmp_path / "new", "ada/versions", "--push", "--direct", "--tag"]
+    assert "has a tag v1 already, of other files" in client.fails(*again, "v1")
+    assert "a tag is made of letters" in client.fails(*again, "my tag")
+    assert "has a branch main" in client.fails(*again, "main")
     assert server.files("ada/versions") == server.files("ada/versions", "v1"), "nothing was sent"
     assert (
         server.files("ada/versions", "v1")["model.safetensors"] == (small / "model.safetensors").read_bytes()
@@ -525,6 +529,11 @@ def test_what_was_changed_on_the_way_or_in_the_cache_is_refused(
     cached.resolve().write_bytes(good[:-4] + b"evil")
     assert "is not what was published" in client.fails("download", "ada/changed", "--offline")
     client.run("download", "ada/changed", "--out", tmp_path / "out")
+    (tmp_path / "out" / "model.onnx").write_bytes(b"of other weights")
+    for again in (["verify", tmp_path / "out", "--repo", "ada/changed"], ["download", "ada/changed"]):
+        out = [] if again[0] == "verify" else ["--out", tmp_path / "out"]
+        assert "has model.onnx, which ada/changed has not" in client.fails(*again, *out)
+    (tmp_path / "out" / "model.onnx").unlink()
     (tmp_path / "out" / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
     client.run("verify", tmp_path / "out")
     assert "README.md is not what ada/changed has" in client.fails(

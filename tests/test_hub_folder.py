@@ -53,6 +53,10 @@ def make(name: str = "test_convnext_dcls", **arguments: Any) -> nn.Module:
     return model
 
 
+def layers_of(model: nn.Module) -> list[DclsNd]:
+    return [m for m in model.modules() if isinstance(m, DclsNd)]
+
+
 def images_for(model: nn.Module) -> torch.Tensor:
     return torch.randn(2, *model.pretrained_cfg["input_size"])
 
@@ -159,6 +163,11 @@ def test_half(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert kinds["weight"] == torch.float16 and kinds["positions"] == torch.float32
     assert torch.equal(again.stages[1].positions, model.stages[1].positions)
     with torch.no_grad():
+        for layer in layers_of(model):  # large enough to see that all that is compared was rounded
+            layer.weight.mul_(10)
+        model.head.fc.weight.mul_(10)
+    export(model, tmp_path / "large", half=True)
+    with torch.no_grad():
         model.head.fc.weight[0, 0] = 1e6
     with pytest.raises(HubError, match=r"head\.fc\.weight has values that float16 cannot hold"):
         export(model, tmp_path / "inf", half=True)
@@ -194,6 +203,29 @@ def test_what_does_not_come_back_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(HubError, match="choose another folder"):
         export(make(), tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"file", "README.md"}
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")  # not on Windows
+    model = make()
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, old[1]))
+    try:
+        with pytest.raises(HubError, match="the weights cannot be written"):
+            export(model, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_tells_of_other_weights_goes(tmp_path: Path) -> None:
+    export(make(), tmp_path / "out", files={"conversion.json": "{}"})
+    hub_main(card(tmp_path / "out", dataset_id="ada/digits"))
+    assert (tmp_path / "out" / ".eval_results" / "results.yaml").exists()
+    export(make(), tmp_path / "out", files={"training.json": "{}"})
+    hub_main(card(tmp_path / "out"))
+    left = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    assert left == {"README.md", "config.json", "model.safetensors", "results.json", "training.json"}
 
 
 def test_other_files_stay(folder: Path, tmp_path: Path) -> None:
@@ -396,10 +428,19 @@ REFUSED: dict[str, Callable[[Path], object]] = {
     "wants dilated_kernel_size=99999": config_with(model_args__dilated_kernel_size=99999),
     "wants dims=": config_with(model_args__dims=[10**12] * 4),
     "wants depths=": config_with(model_args__depths=[10**9] * 4),
+    "wants depth=": config_with(model_args__depth=3000),
     "wants num_classes=": config_with(model_args__num_classes=10**13),
+    "says 1000000000000 classes, of a model with 6": config_with(num_classes=10**12),
     "wants input_size=": config_with(pretrained_cfg__input_size=[3, 10**6, 10**6]),
+    "input_size must be three whole numbers, got None": config_with(pretrained_cfg__input_size=None),
+    "input_size must be three whole numbers, got .3, -64, 64": config_with(
+        pretrained_cfg__input_size=[3, -64, 64]
+    ),
     "must be a dictionary, got list": config_with(model_args=[1]),
-    "timm cannot build test_convnext_dcls": config_with(model_args__nonsense=1),
+    "must be a dictionary, got NoneType": config_with(model_args=None),
+    r"timm cannot build test_convnext_dcls as config.json says \(TypeError: .*nonsense": config_with(
+        model_args__nonsense=1
+    ),
     "does not fit config.json in": config_with(model_args__dims=[24, 32, 48, 65]),
     "was changed after model.safetensors was written": config_with(pretrained_cfg__crop_pct=0.5),
 }
