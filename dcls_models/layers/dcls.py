@@ -42,6 +42,10 @@ def _are_plain(tensors: list[torch.Tensor]) -> bool:
     return all(type(t) is nn.Parameter and not t.is_inference() for t in tensors)
 
 
+def _same_values(tensors: list[torch.Tensor], earlier: list[torch.Tensor]) -> bool:
+    return all(not t.is_cpu or torch.equal(t, e) for t, e in zip(tensors, earlier, strict=True))
+
+
 class DclsNd(_ConvNd):
     """What all the layers share: parameters, kernel construction, loading and fusing.
 
@@ -76,7 +80,7 @@ class DclsNd(_ConvNd):
     """
 
     _scripted_kernel: torch.Tensor
-    _cache: tuple[list[Any], list[torch.Tensor], torch.Tensor] | None = None
+    _cache: tuple[list[Any], list[torch.Tensor], list[torch.Tensor], torch.Tensor] | None = None
     dense_class: Any
     learned_axes: int
     sigma_offset: float | None = None  # replaces the version's own
@@ -205,17 +209,20 @@ class DclsNd(_ConvNd):
         """The kernel; in eval mode without gradients it is built once and kept.
 
         It is built again after ``train()`` or ``eval()``, a step of an optimizer, a load, cast or move, and
-        when a parameter was replaced or written to. Writes that torch does not count (through ``.data`` or
-        NumPy) are not seen before ``eval()``. Parameters made in inference mode count none: with them nothing
-        is kept, nor in what is traced, compiled, exported or captured.
+        when a parameter was replaced or written to. On a CPU the values themselves are compared; elsewhere
+        that would wait for the device, and writes that torch does not count (through ``.data``) are not seen
+        before ``eval()``. Parameters made in inference mode count none: with them nothing is kept, nor in
+        what is traced, compiled, exported or captured.
         """
         sources = [t for t in (self.weight, self.positions, self.sigma) if t is not None]
         if self.training or torch.is_grad_enabled() or not _are_plain(sources):
             return self.kernel()
         state = [(id(t), t._version, t.data_ptr()) for t in sources]
-        if self._cache is None or self._cache[0] != state:
-            self._cache = (state, sources, self.kernel())  # with the sources, so that no id is used again
-        return self._cache[2]
+        if self._cache is None or self._cache[0] != state or not _same_values(sources, self._cache[2]):
+            # with the sources, so that no id is used again
+            values = [t.detach().clone() if t.is_cpu else t for t in sources]
+            self._cache = (state, sources, values, self.kernel())
+        return self._cache[3]
 
     def drop_cache(self) -> None:
         """Builds the kernel anew at the next forward."""
