@@ -1,6 +1,7 @@
 """The DataModule: images read and transformed by timm, the same samples whatever interrupts the training."""
 
 import logging
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from timm.models._hub import load_model_config_from_hf, load_model_config_from_p
 from torch.utils.data import DataLoader
 
 from train.augment import create_transform
+from train.checkpoints import SIGNALS
 from train.readers import Samples, Shards, open_folder, open_folders, open_hub
 from train.samplers import EvalSampler, TrainSampler
 from train.seeding import run_seed
@@ -37,6 +39,12 @@ def _config_of(name: str) -> dict[str, Any] | None:
     if is_model(name.split(".")[0]):
         return (timm.get_pretrained_cfg(name) or timm.get_pretrained_cfg(name.split(".")[0])).to_dict()
     return None
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """SLURM and terminals signal workers too; one that dies of it would end the training with an error."""
+    for signum in SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
 
 
 class TrainLoader(DataLoader):
@@ -298,6 +306,7 @@ class Images(pl.LightningDataModule):
         return {
             "batch_size": self.hparams["batch_size"],
             "num_workers": workers,
+            "worker_init_fn": _leave_signals_to_the_trainer,
             "persistent_workers": workers > 0,
             "pin_memory": pin,
         }
