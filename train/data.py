@@ -63,7 +63,16 @@ class TrainLoader(DataLoader):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Goes on where the checkpoint was written."""
         assert isinstance(self.sampler, TrainSampler)
-        self.sampler.resume(state["epoch"], state["batches"] * (self.batch_size or 1))
+        at_once = (self.batch_size or 1) * self.sampler.num_replicas
+        if state["batches"] and state["at_once"] != at_once:
+            _logger.warning(
+                "the checkpoint was written in the middle of an epoch with %d images at once, now it is %d: "
+                "the rest of this epoch is not what it would have been",
+                state["at_once"],
+                at_once,
+            )
+        seen = state["batches"] * state["at_once"]
+        self.sampler.resume(state["epoch"], seen // self.sampler.num_replicas)
 
 
 class ShardLoader(DataLoader):
@@ -326,8 +335,13 @@ class Images(pl.LightningDataModule):
     def _place_in_epoch(self) -> dict[str, int]:
         """Of the next batch to train on; when an epoch has ended, the beginning of the next."""
         if self.trainer is None:
-            return {"epoch": 0, "batches": 0}
+            return {"epoch": 0, "batches": 0, "at_once": 0}
         loop = self.trainer.fit_loop
         epoch = loop.epoch_progress.current.processed
         inside = epoch == self.trainer.current_epoch
-        return {"epoch": epoch, "batches": inside * loop.epoch_loop.batch_progress.current.processed}
+        batches = inside * loop.epoch_loop.batch_progress.current.processed
+        return {
+            "epoch": epoch,
+            "batches": batches,
+            "at_once": self.hparams["batch_size"] * self.trainer.world_size,
+        }
