@@ -375,6 +375,11 @@ class TestErrors:
             (["--data.batch_size", "500"], "choose a smaller data.batch_size"),
             (["--data.dataset", "hfds//nowhere/at/all"], "hfds"),
             (["--data.img_size", "4"], "Kernel size"),
+            (["--data.batch_size", "7", "--model.mixup", "0.8"], "an even data.batch_size, got 7"),
+            (["--model.loss_kwargs", "{bce_sums: true}"], "model.loss_kwargs"),
+            (["--model.mixup", "0.8", "--model.mixup_kwargs", "{probe: 1}"], "model.mixup_kwargs"),
+            (["--data.auto_augment", "rnd-m9"], "data.auto_augment 'rnd-m9'"),
+            (["--data.interpolation", "cubic"], "data.interpolation 'cubic'"),
         ],
     )
     def test_one_line_says_what_is_wrong(self, images, tmp_path, flags, said):
@@ -397,6 +402,14 @@ class TestErrors:
             message = str(exited.value.code)
             assert message.startswith(f"error: {path}")
             assert "\n" not in message
+
+    def test_a_checkpoint_for_other_classes(self, whole, images, tmp_path):
+        shutil.copytree(images, tmp_path / "images")
+        for split in ("train", "val"):
+            (tmp_path / "images" / split / "class_3").rename(tmp_path / "images" / split / "class_4")
+        checkpoint = whole / "checkpoints" / "last.ckpt"
+        with pytest.raises(CheckpointError, match=r"other classes .*class_0"):
+            fit(tmp_path / "images", tmp_path / "run", *RANDOM, "--ckpt_path", str(checkpoint))
 
     def test_a_loss_that_is_no_number_leaves_a_usable_checkpoint(self, images, tmp_path):
         class Break(pl.Callback):
@@ -473,6 +486,14 @@ def test_an_earlier_run_is_not_replaced_without_a_word(images, tmp_path, caplog)
     assert "of an earlier run" not in caplog.text
     fit(images, tmp_path, *SHORT, *callback("SignalAt", epoch=9, batch=9))
     assert "of an earlier run" in caplog.text
+
+
+def test_fast_dev_run_leaves_an_earlier_run_as_it_is(images, tmp_path, caplog):
+    fit(images, tmp_path, *SHORT)
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+    fit(images, tmp_path, *SHORT, "--trainer.fast_dev_run", "true")
+    assert "of an earlier run" not in caplog.text
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
 @pytest.mark.slow

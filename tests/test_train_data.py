@@ -11,7 +11,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from tests.training import RANDOM, fit, last, same, write_images
-from train.data import Images
+from train.data import Images, TrainLoader
 from train.readers import IGNORED, DataError
 from train.samplers import PADDING, EvalSampler, TrainSampler
 
@@ -53,6 +53,14 @@ class TestSamplers:
         assert len(sampler) == 10
         sampler.set_epoch(5)
         assert len(list(sampler)) == 10
+
+    def test_another_batch_size_in_the_middle_of_an_epoch(self, caplog):
+        sampler = TrainSampler(range(48), 0, 1, 0)
+        whole = list(sampler)
+        loader = TrainLoader(range(48), sampler, dict, batch_size=4)
+        loader.load_state_dict({"epoch": 0, "batches": 3, "at_once": 8})
+        assert list(sampler) == whole[24:]
+        assert "8 images at once, now it is 4" in caplog.text
 
     @pytest.mark.parametrize(("size", "world"), [(10, 1), (10, 3), (12, 4), (3, 4)])
     def test_evaluation_sees_every_sample_once(self, size, world):

@@ -76,10 +76,11 @@ def test_stopping_waits_for_the_end_of_an_accumulation(images, tmp_path):
     assert same(last(tmp_path / "stopped"), last(tmp_path / "whole"))
 
 
-def test_workers_change_nothing(whole, images, tmp_path):
-    """Neither how many there are, nor what they had read ahead when the training stopped."""
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_workers_change_nothing(whole, images, tmp_path, name):
+    """Neither how many there are, nor what they had read ahead when all of them were asked to stop."""
     with pytest.raises(Stopped):
-        stop = callback("SignalAt", epoch=1, batch=1, name="SIGINT")
+        stop = callback("SignalAt", epoch=1, batch=1, name=name)
         fit(images, tmp_path, *RANDOM, "--data.num_workers", "2", *stop)
     fit(images, tmp_path, *RANDOM, "--data.num_workers", "1", *RESUME)
     assert same(last(tmp_path), last(whole))

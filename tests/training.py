@@ -65,7 +65,7 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 class SignalAt(pl.Callback):
-    """Sends this process a signal after a training batch, or in validation."""
+    """Sends this process and its workers a signal after a training batch, or in validation."""
 
     def __init__(self, epoch: int, batch: int, name: str = "SIGTERM", stage: str = "train") -> None:
         self.epoch, self.batch, self.signal, self.stage = epoch, batch, signal.Signals[name], stage
@@ -82,6 +82,9 @@ class SignalAt(pl.Callback):
 
     def _send(self, stage: str, epoch: int, idx: int) -> None:
         if (stage, epoch, idx) == (self.stage, self.epoch, self.batch):
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid, self.signal)
+                worker.join(0.5)  # in time to notice its death
             os.kill(os.getpid(), self.signal)
 
 

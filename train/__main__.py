@@ -34,6 +34,7 @@ QUIET = (
     r".*`self.trainer` reference is not registered.*",
     r".*exists and is not empty.*",
     r".*GPU available but not used.*",
+    r"Glyph .* missing from font.*",  # class names in a script that matplotlib's font lacks
     r".*It is recommended to use `self.log\('(val|test|positions)/.*",  # the same on every process
 )
 TALKATIVE = (
@@ -94,7 +95,7 @@ class TrainCLI(LightningCLI):
             self.save_config_callback = None
             trainer["logger"] = False
             _needs_weights(config)
-        elif trainer["logger"] in (None, True):
+        elif trainer["logger"] in (None, True) and not trainer["fast_dev_run"]:
             trainer["logger"] = _loggers(Path(trainer["default_root_dir"]), resumed=bool(config["ckpt_path"]))
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
@@ -106,6 +107,9 @@ class TrainCLI(LightningCLI):
         if trainer.progress_bar_callback is not None:
             trainer.callbacks.remove(trainer.progress_bar_callback)
             trainer.callbacks.insert(0, Progress())
+        if trainer.fast_dev_run:  # leaves nothing, and an earlier run as it is
+            writers = KeepLast | Report | PositionsPicture
+            trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, writers)]
         if self.subcommand == "predict":
             trainer.callbacks.append(PredictionWriter())
         return trainer
@@ -117,7 +121,8 @@ class TrainCLI(LightningCLI):
             earlier = last_checkpoint(Path(config["trainer"]["default_root_dir"]))
         except FileNotFoundError:
             return
-        if not config["ckpt_path"] and self.trainer.is_global_zero:
+        fresh = not config["ckpt_path"] and not self.trainer.fast_dev_run
+        if fresh and self.trainer.is_global_zero:
             _logger.warning(
                 "%s is of an earlier run, which this one replaces (--ckpt_path last goes on)", earlier
             )

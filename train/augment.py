@@ -3,9 +3,22 @@
 from typing import Any
 
 from PIL import Image
-from timm.data import auto_augment, create_transform
+from timm.data import auto_augment
+from timm.data import create_transform as timm_transform
 
-__all__ = ["create_transform"]
+
+def create_transform(img_size: int, **kwargs: Any) -> Any:
+    """A transform of timm.
+
+    Raises:
+        ValueError: If timm does not know what is asked for.
+    """
+    try:
+        return timm_transform(img_size, **kwargs)
+    except (AssertionError, KeyError) as error:
+        names = ("auto_augment", "interpolation", "re_mode")
+        asked = ", ".join(f"data.{k} {kwargs[k]!r}" for k in names if kwargs.get(k))
+        raise ValueError(f"timm cannot make a transform with {asked}: {error}") from error
 
 
 def posterize(image: Image.Image, bits: int, **kwargs: Any) -> Image.Image:

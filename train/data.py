@@ -1,6 +1,7 @@
 """The DataModule: images read and transformed by timm, the same samples whatever interrupts the training."""
 
 import logging
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from timm.models._hub import load_model_config_from_hf, load_model_config_from_p
 from torch.utils.data import DataLoader
 
 from train.augment import create_transform
+from train.checkpoints import SIGNALS
 from train.readers import Samples, Shards, open_folder, open_folders, open_hub
 from train.samplers import EvalSampler, TrainSampler
 from train.seeding import run_seed
@@ -39,6 +41,12 @@ def _config_of(name: str) -> dict[str, Any] | None:
     return None
 
 
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """SLURM and terminals signal workers too; one that dies of it would end the training with an error."""
+    for signum in SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
+
+
 class TrainLoader(DataLoader):
     """A loader that Lightning stores and restores with its place in the epoch."""
 
@@ -55,7 +63,16 @@ class TrainLoader(DataLoader):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Goes on where the checkpoint was written."""
         assert isinstance(self.sampler, TrainSampler)
-        self.sampler.resume(state["epoch"], state["batches"] * (self.batch_size or 1))
+        at_once = (self.batch_size or 1) * self.sampler.num_replicas
+        if state["batches"] and state["at_once"] != at_once:
+            _logger.warning(
+                "the checkpoint was written in the middle of an epoch with %d images at once, now it is %d: "
+                "the rest of this epoch is not what it would have been",
+                state["at_once"],
+                at_once,
+            )
+        seen = state["batches"] * state["at_once"]
+        self.sampler.resume(state["epoch"], seen // self.sampler.num_replicas)
 
 
 class ShardLoader(DataLoader):
@@ -298,6 +315,7 @@ class Images(pl.LightningDataModule):
         return {
             "batch_size": self.hparams["batch_size"],
             "num_workers": workers,
+            "worker_init_fn": _leave_signals_to_the_trainer,
             "persistent_workers": workers > 0,
             "pin_memory": pin,
         }
@@ -317,8 +335,13 @@ class Images(pl.LightningDataModule):
     def _place_in_epoch(self) -> dict[str, int]:
         """Of the next batch to train on; when an epoch has ended, the beginning of the next."""
         if self.trainer is None:
-            return {"epoch": 0, "batches": 0}
+            return {"epoch": 0, "batches": 0, "at_once": 0}
         loop = self.trainer.fit_loop
         epoch = loop.epoch_progress.current.processed
         inside = epoch == self.trainer.current_epoch
-        return {"epoch": epoch, "batches": inside * loop.epoch_loop.batch_progress.current.processed}
+        batches = inside * loop.epoch_loop.batch_progress.current.processed
+        return {
+            "epoch": epoch,
+            "batches": batches,
+            "at_once": self.hparams["batch_size"] * self.trainer.world_size,
+        }

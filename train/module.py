@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from dcls_models import CheckpointError
 from dcls_models.loading import load_model
 from dcls_models.optim import holders, repulsion
 from train.models import build_model, freeze_all_but_head
@@ -127,9 +129,9 @@ class Classifier(pl.LightningModule):
         self.mixup = None
         if mixup or cutmix:
             mix = {"label_smoothing": label_smoothing, "num_classes": num_classes, **(mixup_kwargs or {})}
-            self.mixup = Mixup(mixup_alpha=mixup, cutmix_alpha=cutmix, **mix)
-        smoothing = {"smoothing": label_smoothing, "soft_targets": self.mixup is not None}
-        self.criterion = create_classification_loss(loss, **smoothing, **(loss_kwargs or {}))
+            self.mixup = _made(Mixup, "model.mixup_kwargs", mixup_alpha=mixup, cutmix_alpha=cutmix, **mix)
+        how = {"smoothing": label_smoothing, "soft_targets": self.mixup is not None, **(loss_kwargs or {})}
+        self.criterion = _made(create_classification_loss, "model.loss_kwargs", loss_type=loss, **how)
         self.ema = None
         if ema_decay is not None:
             self.ema = ModelEmaV3(self.model, decay=ema_decay, use_warmup=ema_warmup).requires_grad_(False)
@@ -160,8 +162,27 @@ class Classifier(pl.LightningModule):
         if backend and self.model._compiled_call_impl is None:
             self.model.compile(backend=backend)
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Makes sure that the outputs mean the same.
+
+        Raises:
+            CheckpointError: If the checkpoint is for other classes, also if they are as many.
+        """
+        stored, now = checkpoint["hyper_parameters"].get("class_names"), self.hparams["class_names"]
+        if stored and now and list(stored) != list(now):
+            raise CheckpointError(
+                f"the checkpoint is for other classes than the data have: {_few(stored)}, not {_few(now)}"
+            )
+
     def on_fit_start(self) -> None:
-        """Fetches the teacher."""
+        """Fetches the teacher, and makes sure that batches can be mixed.
+
+        Raises:
+            ValueError: If they cannot, or the teacher has other classes.
+        """
+        batch_size = getattr(self.trainer.datamodule, "hparams", {}).get("batch_size", 2)
+        if self.mixup is not None and batch_size % 2:
+            raise ValueError(f"mixup and cutmix need an even data.batch_size, got {batch_size}")
         if self.hparams["teacher"] and not self._teacher:
             teacher = load_model(self.hparams["teacher"]).requires_grad_(False)
             if teacher.num_classes != self.hparams["num_classes"]:
@@ -325,6 +346,17 @@ class Classifier(pl.LightningModule):
         batches, limit = trainer.datamodule.train_batches(trainer.world_size), trainer.limit_train_batches
         batches = min(batches, limit) if isinstance(limit, int) else math.ceil(batches * (limit or 1.0))
         return math.ceil(batches / trainer.accumulate_grad_batches)
+
+
+def _made(make: Callable[..., Any], option: str, **kwargs: Any) -> Any:
+    try:
+        return make(**kwargs)
+    except (AssertionError, TypeError) as error:
+        raise ValueError(f"{option} do not fit: {error}") from error
+
+
+def _few(names: list[str]) -> str:
+    return f"{len(names)} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
 
 
 def _metrics(num_classes: int) -> MetricCollection:

@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,7 @@ class PredictionWriter(BasePredictionWriter):
         rank, world = trainer.global_rank, trainer.world_size
         file = _in(trainer, "predictions.csv" if world == 1 else f"predictions_{rank}.csv")
         file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("w", newline="") as out:
+        with file.open("w", newline="", encoding="utf-8") as out:
             writer = csv.writer(out)
             writer.writerow(["path", "prediction", "probability"])
             for i, (label, p) in enumerate(zip(best.tolist(), probabilities.tolist(), strict=True)):
@@ -121,14 +122,15 @@ class PredictionWriter(BasePredictionWriter):
 def next_steps(trainer: pl.Trainer) -> str:
     """What somebody types after a training."""
     root = trainer.default_root_dir
+    typed = shlex.quote(str(root))
     top1 = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/top1")}
     said = ", ".join(f"{k} {v:.2f} %" for k, v in top1.items())
     return (
         f"\n{said or 'nothing was validated'}; curves, confusions and predictions are drawn in {root}.\n"
         "Next:\n"
-        f"  python -m hub export --checkpoint {root}/checkpoints/last.ckpt --out {root}\n"
-        f"  tensorboard --logdir {root}\n"
-        f"  python -m train fit --config {root}/logs/config.yaml --ckpt_path last --trainer.max_epochs MORE"
+        f"  python -m hub export --checkpoint {typed}/checkpoints/last.ckpt --out {typed}\n"
+        f"  tensorboard --logdir {typed}\n"
+        f"  python -m train fit --config {typed}/logs/config.yaml --ckpt_path last --trainer.max_epochs MORE"
     )
 
 
