@@ -362,6 +362,21 @@ class TestRun:
         assert load_model(checkpoint=tmp_path / "checkpoints" / "last.ckpt").num_classes == 4
 
 
+def with_little_space(images, root, options):
+    """Trains where no file may grow over 60 kB, and writes down what was said."""
+    import resource
+
+    log = (root / "said.txt").open("w")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+    try:
+        run(["fit", *TINY, *SMALL_DATA, "--data.root", str(images), "--trainer.logger", "false",
+             "--trainer.default_root_dir", str(root), *options, "--ckpt_path", "last"])  # fmt: skip
+    except SystemExit as exited:
+        log.write(str(exited.code))
+        log.close()
+        raise
+
+
 class TestErrors:
     @pytest.mark.parametrize(
         ("flags", "said"),
@@ -426,23 +441,11 @@ class TestErrors:
         assert all(v.isfinite().all() for v in last(tmp_path)["state_dict"].values())
 
     def test_a_full_disk_leaves_the_checkpoint_before(self, images, tmp_path):
-        resource = pytest.importorskip("resource")
+        pytest.importorskip("resource")
         often = [*RANDOM, "--keep_last.every_n_updates", "2"]
         fit(images, tmp_path, *often, "--trainer.max_steps", "2")
         before = last(tmp_path)
-
-        def with_little_space():
-            log = (tmp_path / "said.txt").open("w")
-            resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
-            try:
-                run(["fit", *TINY, *SMALL_DATA, "--data.root", str(images), "--trainer.logger", "false",
-                     "--trainer.default_root_dir", str(tmp_path), *often, "--ckpt_path", "last"])  # fmt: skip
-            except SystemExit as exited:
-                log.write(str(exited.code))
-                log.close()
-                raise
-
-        child = in_child(with_little_space)
+        child = in_child(with_little_space, images, tmp_path, often)
         child.join(100)
         assert child.exitcode == 1
         said = (tmp_path / "said.txt").read_text()

@@ -111,10 +111,15 @@ def callback(kind: str, **arguments: Any) -> list[str]:
 
 
 def in_child(function: Callable[..., None], *args: Any) -> multiprocessing.process.BaseProcess:
-    """Starts a function in a copy of this process, which costs no imports."""
-    if sys.platform != "linux":
+    """Starts a function in a process of its own, forked from one that has imported what it needs.
+
+    Not from this one: what earlier tests have computed in threads does not survive a fork.
+    """
+    if sys.platform == "win32":
         pytest.skip("needs fork")
-    child = multiprocessing.get_context("fork").Process(target=_quietly, args=(function, *args))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.training"])
+    child = context.Process(target=_quietly, args=(function, *args))
     child.start()
     return child
 
