@@ -1,6 +1,5 @@
 """Training steps and inference of whole models, side by side in one run."""
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -150,7 +149,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """One panel per mode, one bar per model: speed, on a logarithmic axis, 1 = the first model."""
+    """One panel per mode, one bar per model: speed, 1 = the first model."""
     modes = list(dict.fromkeys(row["mode"] for row in rows))
     figure, axes = plt.subplots(
         1, len(modes), figsize=(4 * len(modes) + 1, 1 + 0.3 * len(rows) / len(modes)), squeeze=False
@@ -161,9 +160,9 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         ours = ["tab:blue" if "dcls" in n and not n.startswith(AUTHORS) else "tab:gray" for n in names]
         bars = axis.barh(names, [row["speed"] for row in shown], color=ours)
         axis.bar_label(bars, [f" {row['speed']:.2f}" for row in shown], fontsize=8)
-        axis.set(title=mode, xscale="log", xlabel=f"images/s, 1 = {rows[0]['model']}")
-        axis.set_xlim(right=2 ** math.ceil(math.log2(max(row["speed"] for row in shown)) + 1))
-        axis.axvline(1, color="black", linewidth=0.8)
+        axis.set(title=mode, xlabel=f"images/s, 1 = {rows[0]['model']}")
+        axis.set_xlim(0, 1.25 * max(row["speed"] for row in shown))
+        axis.axvline(1, color="black", linewidth=0.8, zorder=0)
         if axis is not axes[0][0]:
             axis.set_yticklabels([])
     figure.tight_layout()
