@@ -61,7 +61,7 @@ def fetch(url: str, cache_dir: str | Path | None = None) -> Path:
             'pretrained_cfg_overlay={"file": PATH}'
         ) from error
     record = path.with_name(path.name + ".sha256")
-    digest = _sha256(path)
+    digest = sha256_of(path)
     if record.exists():
         known = record.read_text().strip()
         if digest != known:
@@ -205,7 +205,8 @@ def _line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(2**20):

@@ -9,11 +9,11 @@ from typing import Any
 import timm
 from timm.data import ImageNetInfo
 
-from dcls_models.checkpoint import CheckpointError, read
+from dcls_models.checkpoint import CheckpointError, read, sha256_of
 from dcls_models.optim import holders
 from hub import HubError
 from hub.export import export
-from hub.folder import WEIGHTS, sha256_of
+from hub.folder import WEIGHTS
 
 
 def convert(file: Path, name: str, out: Path, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -17,11 +17,12 @@ from timm.utils.model import reparameterize_model
 from torch import nn
 
 import dcls_models
+from dcls_models.checkpoint import sha256_of
 from dcls_models.layers import DclsNd
 from dcls_models.loading import load_model
 from hub import HubError
 from hub.card import plain_card
-from hub.folder import CARD, CONFIG, WEIGHTS, check_folder, config_sha256, sha256_of, written_at_once
+from hub.folder import CARD, CONFIG, WEIGHTS, check_folder, config_sha256, written_at_once
 
 ORIGIN = ("origin_url", "paper_ids", "notes", "license", "tag", "url")  # of published weights
 KEPT_PRECISE = ("positions", "sigma", "running_mean", "running_var")

@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 import dcls_models  # noqa: F401  (registers the models)
+from dcls_models.checkpoint import sha256_of
 from hub import HubError
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -52,15 +53,6 @@ class Checked:
     metadata: dict[str, str]
     sha256: str  # of the weights
     parameters: int
-
-
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def config_sha256(config: dict[str, Any]) -> str:

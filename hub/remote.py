@@ -17,8 +17,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import RepoFile
 
+from dcls_models.checkpoint import sha256_of
 from hub import HubError
-from hub.folder import sha256_of
 
 AGAIN = "run the same command again"
 MEANING = {

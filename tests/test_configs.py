@@ -8,10 +8,9 @@ import pytest
 import timm
 import torch
 import yaml
-from timm.models._hub import save_for_hf
 
 import dcls_models  # noqa: F401
-from tests.training import last, write_images
+from tests.training import last, save_dense, write_images
 from train.__main__ import main
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -26,10 +25,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("dense")
-    model = timm.create_model("test_convnext", num_classes=5)
-    save_for_hf(model, str(folder), safe_serialization=True)
-    return f"local-dir:{folder}"
+    return save_dense(tmp_path_factory.mktemp("dense"), classes=5)
 
 
 def shrunk(recipe, dense):

@@ -23,12 +23,13 @@ from test_checkpoint import NAMES, classes, difference, overrides, path_of, payl
 from torch import nn
 
 import dcls_models
+from dcls_models.checkpoint import sha256_of
 from dcls_models.layers import DclsNd
 from hub import INSTALL, HubError
 from hub.__main__ import main as hub_main
 from hub.convert import convert, key_values
 from hub.export import export
-from hub.folder import check_folder, config_sha256, sha256_of
+from hub.folder import check_folder, config_sha256
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "digits_results.json"

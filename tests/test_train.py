@@ -16,7 +16,6 @@ import timm
 import torch
 import yaml
 from PIL import Image
-from timm.models._hub import save_for_hf
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.task.classification import ClassificationTask
@@ -26,7 +25,18 @@ from torch.nn import functional as F
 from dcls_models import CheckpointError
 from dcls_models.loading import load_model
 from hub.__main__ import main as hub_main
-from tests.training import RANDOM, SMALL_DATA, TINY, callback, fit, in_child, last, same, write_images
+from tests.training import (
+    RANDOM,
+    SMALL_DATA,
+    TINY,
+    callback,
+    fit,
+    in_child,
+    last,
+    same,
+    save_dense,
+    write_images,
+)
 from train.__main__ import main, reason, run
 from train.checkpoints import KeepLast
 from train.data import Images
@@ -53,10 +63,7 @@ def whole(images, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("teacher")
-    model = timm.create_model("test_convnext", num_classes=4)
-    save_for_hf(model, str(folder), safe_serialization=True)
-    return f"local-dir:{folder}"
+    return save_dense(tmp_path_factory.mktemp("teacher"), classes=4)
 
 
 def trainer_for(folder, *callbacks, **kwargs):

@@ -71,22 +71,19 @@ def test_two_processes_stop_together_and_go_on(images, tmp_path):
     assert all(torch.equal(v, stopped["state_dict"][k]) for k, v in whole["state_dict"].items())
 
 
+def torchrun(processes):
+    """The command that starts ``python -m train`` so many times."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return [*start, f"--nproc_per_node={processes}", "-m", "train"]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_torchrun_starts_four(images, tmp_path):
     fit(images, tmp_path / "one", *EXACT)
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=4",
-        "-m",
-        "train",
-    ]
     where = ["--data.root", str(images), "--trainer.default_root_dir", str(tmp_path / "four")]
     four = ["--trainer.devices", "4", "--trainer.strategy", "ddp", "--data.batch_size", "2"]
-    command = [*torchrun, "fit", *TINY, *SMALL_DATA, *where, *EXACT, *four]
+    command = [*torchrun(4), "fit", *TINY, *SMALL_DATA, *where, *EXACT, *four]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, env={**os.environ})
     assert done.returncode == 0, done.stderr[-2000:]
     close(last(tmp_path / "one"), last(tmp_path / "four"))
@@ -105,17 +102,8 @@ FSDP2 = [
 @pytest.mark.timeout(600)
 def test_sharded_training_is_the_same_and_goes_on(images, tmp_path):
     fit(images, tmp_path / "one", *EXACT)
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        "-m",
-        "train",
-    ]
     where = ["--data.root", str(images), "--trainer.default_root_dir", str(tmp_path / "two")]
-    command = [*torchrun, "fit", *TINY, *SMALL_DATA, *where, *EXACT, *FSDP2]
+    command = [*torchrun(2), "fit", *TINY, *SMALL_DATA, *where, *EXACT, *FSDP2]
     stop = callback("SignalAt", epoch=1, batch=1)
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}  # noqa: PTH109
     for flags, ends in ((stop, False), (["--ckpt_path", "last"], True)):

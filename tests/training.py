@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import pytorch_lightning as pl
+import timm
 import torch
 from PIL import Image
+from timm.models._hub import save_for_hf
 
 from train.__main__ import main
 
@@ -108,6 +110,13 @@ def callback(kind: str, **arguments: Any) -> list[str]:
     """Flags that add a callback of this file."""
     inits = [f"--trainer.callbacks.{k}={v}" for k, v in arguments.items()]
     return [f"--trainer.callbacks+=tests.training.{kind}", *inits]
+
+
+def save_dense(folder: Path, classes: int) -> str:
+    """Saves a small dense model; returns the name that loads it."""
+    model = timm.create_model("test_convnext", num_classes=classes)
+    save_for_hf(model, str(folder), safe_serialization=True)
+    return f"local-dir:{folder}"
 
 
 def in_child(function: Callable[..., None], *args: Any) -> multiprocessing.process.BaseProcess:

@@ -59,11 +59,10 @@ def depthwise_conv2d(
 def _cast_for_autocast(
     input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    if (
-        not input.is_cuda
-        or not torch.is_autocast_enabled("cuda")
-        or torch.float64 in (input.dtype, weight.dtype)
-    ):
+    """What autocast would convolve, where it may be convolved here; ``F.conv2d`` casts by itself."""
+    if not (input.is_cuda and torch.is_autocast_enabled("cuda") and triton_depthwise.enabled()):
+        return input, weight, bias
+    if torch.float64 in (input.dtype, weight.dtype):
         return input, weight, bias
     dtype = torch.get_autocast_dtype("cuda")
     return input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)

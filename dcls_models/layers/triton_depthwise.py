@@ -32,12 +32,17 @@ FASTER: frozenset[tuple[tuple[int, int], torch.dtype, int, int]] = frozenset()
 PROGRAMS = 1024  # at least so many, if there is work for them: a few for each processor of a large GPU
 
 
+def enabled() -> bool:
+    """Whether anything is convolved here: it is asked for, or something was measured to be faster."""
+    wish = os.environ.get("DCLS_TRITON", "")
+    return wish != "0" and (wish == "1" or bool(FASTER))
+
+
 def chosen(input: torch.Tensor, weight: torch.Tensor, padding: Sequence[int]) -> bool:
     """Whether to convolve here: it is supported, and was measured to be faster or is asked for."""
-    wish = os.environ.get("DCLS_TRITON", "")
-    if wish == "0" or not (wish == "1" or FASTER) or not supports(input, weight, padding):
+    if not enabled() or not supports(input, weight, padding):
         return False
-    if wish == "1":
+    if os.environ.get("DCLS_TRITON") == "1":
         return True
     capability = torch.cuda.get_device_capability(input.device)
     return (capability, input.dtype, weight.shape[-1], input.shape[-2]) in FASTER
