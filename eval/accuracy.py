@@ -1,5 +1,6 @@
 """Top-1 and top-5 accuracy on a folder of images, as timm's ``validate.py`` counts them."""
 
+import argparse
 import csv
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from eval.images import batches, label_names
+from dcls_models.loading import load_model
+from eval.images import batches, image_folder, label_names
+from eval.options import batched, json_output, where, which_model
+from eval.results import provenance, write_json
 
 
 @torch.inference_mode()
@@ -56,3 +60,26 @@ def write_predictions(path: Path, model: nn.Module, dataset: ImageDataset, logit
         samples = zip(dataset.reader.samples, predicted.tolist(), scores.tolist(), strict=True)
         for (image, label), prediction, score in samples:
             writer.writerow([image, names[label], names[prediction], f"{score:.6f}"])
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measures accuracy and writes it as JSON."""
+    model = load_model(arguments.model, arguments.checkpoint).to(arguments.device)
+    dataset = image_folder(arguments.data, model)
+    found, logits = accuracy(model, dataset, arguments.batch_size, arguments.workers)
+    name = str(arguments.checkpoint or arguments.model)
+    result = {"model": name, **found, **provenance(arguments)}
+    print(f"{name}: top-1 {result['top1']} %, top-5 {result['top5']} % of {result['n']} images")
+    if arguments.predictions:
+        write_predictions(arguments.predictions, model, dataset, logits)
+    if arguments.output:
+        write_json(arguments.output, result)
+
+
+def add_commands(commands: Any) -> None:
+    """Adds ``accuracy``."""
+    parents = [which_model(), where(), batched(), json_output()]
+    command = commands.add_parser("accuracy", parents=parents, help="top-1 and top-5 on a folder of images")
+    command.add_argument("--data", type=Path, required=True, help="folder of class folders, or one with val/")
+    command.add_argument("--predictions", type=Path, help="CSV file to write: every image's prediction")
+    command.set_defaults(run=run)

@@ -1,5 +1,6 @@
 """Kernel construction and depthwise convolution, forward and backward, beside what else can do it."""
 
+import argparse
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
@@ -14,9 +15,12 @@ from torchvision.ops import deform_conv2d
 
 from dcls_models.layers import Dcls2d
 from dcls_models.layers.depthwise import depthwise_conv2d
+from eval.options import at_least_1, odd, timed
 from eval.peers import authors_layer
+from eval.results import provenance, write_json
 from eval.timing import LAYOUTS, markdown_table, time_in_turns
 
+PARTS = ("construction", "convolution", "peers")
 MODELS = ("convnext_dcls_tiny", "convnext_dcls_gauss_tiny", "convformer_dcls_s18", "fastvit_dcls_sa24")
 KERNELS = {"v0": (17, 34), "v1": (17, 34), "max": (23, 26), "gauss": (23, 26)}  # size, elements
 KERNEL_SIZES = (3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 27, 31)
@@ -294,3 +298,34 @@ def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
         right.legend(fontsize=6)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Times kernel construction and depthwise convolution."""
+    torch.set_num_threads(arguments.threads or torch.get_num_threads())
+    device, rounds, names = arguments.device, arguments.rounds, arguments.models
+    dtype = getattr(torch, arguments.dtype)
+    found: dict[str, list[dict[str, Any]]] = {part: [] for part in PARTS}
+    if "construction" in arguments.parts:
+        found["construction"] = construction(device, rounds, names[0], arguments.authors)
+    if "convolution" in arguments.parts:
+        sizes = arguments.batch_sizes, arguments.kernel_sizes
+        found["convolution"] = convolution(device, rounds, *sizes, dtype, names)
+    if "peers" in arguments.parts:
+        found["peers"] = peers(device, rounds, names[0])
+    print(tables(found))
+    if arguments.output:
+        write_json(arguments.output, {**found, **provenance(arguments)})
+    if arguments.picture:
+        draw(found, arguments.picture)
+
+
+def add_commands(commands: Any) -> None:
+    """Adds ``layers``."""
+    command = commands.add_parser("layers", parents=[timed()], help="kernel construction and convolution")
+    command.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
+    command.add_argument("--no-authors", dest="authors", action="store_false", help="without their package")
+    command.add_argument("--batch-sizes", nargs="+", type=at_least_1, default=BATCH_SIZES)
+    command.add_argument("--kernel-sizes", nargs="+", type=odd, default=KERNEL_SIZES)
+    command.add_argument("--models", nargs="+", default=MODELS, help="of the zoo: whose shapes")
+    command.set_defaults(run=run)

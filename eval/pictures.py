@@ -1,7 +1,10 @@
 """Pictures of what a model has learned and of what it says."""
 
+import argparse
 from collections.abc import Sequence
+from glob import glob
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
@@ -9,7 +12,9 @@ from PIL import Image
 from torch import nn
 
 from dcls_models.layers import DclsNd
+from dcls_models.loading import load_model
 from eval.images import label_names, transform_of
+from eval.options import png, which_model
 
 
 def draw_kernels(model: nn.Module, path: Path, columns: int = 8) -> int:
@@ -93,3 +98,32 @@ def draw_predictions(images: Sequence[Path], found: list[list[tuple[str, float]]
         axis.set_title(f"{name} ({probability:.0%})", fontsize=9, color=colour)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def run_kernels(arguments: argparse.Namespace) -> None:
+    """Draws the learned kernels."""
+    drawn = draw_kernels(load_model(arguments.model, arguments.checkpoint), arguments.output)
+    print(f"drew kernels of {drawn} layers: {arguments.output}")
+
+
+def run_predict(arguments: argparse.Namespace) -> None:
+    """Says what single images show."""
+    # not every shell expands patterns
+    images = [Path(p) for given in arguments.images for p in (sorted(glob(given)) or [given])]  # noqa: PTH207
+    found = predict(load_model(arguments.model, arguments.checkpoint), images)
+    for image, best in zip(images, found, strict=True):
+        print(f"{image}: " + ", ".join(f"{name} {probability:.1%}" for name, probability in best))
+    if arguments.output:
+        draw_predictions(images, found, arguments.output)
+
+
+def add_commands(commands: Any) -> None:
+    """Adds ``kernels`` and ``predict``."""
+    command = commands.add_parser("kernels", parents=[which_model()], help="a picture of the learned kernels")
+    command.add_argument("--output", type=png, required=True, help="PNG file to write")
+    command.set_defaults(run=run_kernels)
+
+    command = commands.add_parser("predict", parents=[which_model()], help="what single images show")
+    command.add_argument("images", nargs="+", help="image files, or patterns of them")
+    command.add_argument("--output", type=png, help="PNG file to write")
+    command.set_defaults(run=run_predict)

@@ -1,5 +1,6 @@
 """Training steps and inference of whole models, side by side in one run."""
 
+import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,9 @@ from timm.utils.model import reparameterize_model
 from torch import nn
 
 import dcls_models
+from eval.options import at_least_1, timed
 from eval.peers import with_authors_layers
+from eval.results import provenance, write_json
 from eval.timing import LAYOUTS, markdown_table, time_in_turns
 
 AUTHORS = "authors:"  # before a name of the zoo: its model with the layers of the authors' package
@@ -168,3 +171,38 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Times models side by side."""
+    torch.set_num_threads(arguments.threads or torch.get_num_threads())
+    settings = Settings(
+        arguments.batch_size,
+        arguments.img_size,
+        arguments.device,
+        getattr(torch, arguments.dtype),
+        arguments.compile,
+        arguments.pretrained,
+    )
+    rows = throughput(arguments.models, arguments.modes, settings, arguments.rounds)
+    print(table(rows))
+    if arguments.output:
+        write_json(arguments.output, {"rows": rows, **provenance(arguments)})
+    if arguments.picture:
+        draw(rows, arguments.picture)
+
+
+def add_commands(commands: Any) -> None:
+    """Adds ``throughput``."""
+    command = commands.add_parser("throughput", parents=[timed()], help="images per second, side by side")
+    models_help = f"timm names, folders, Hub ids; the first is the baseline; {AUTHORS}NAME for"
+    models_help += " a model of the zoo with the layers of the authors' package"
+    command.add_argument("--models", nargs="+", required=True, metavar="MODEL", help=models_help)
+    modes_help = "; ".join(f"{mode}: {text}" for mode, text in MODES.items())
+    default = ["train", "inference", "deployed"]
+    command.add_argument("--modes", nargs="+", default=default, choices=MODES, help=modes_help)
+    command.add_argument("--batch-size", type=at_least_1, default=4)
+    command.add_argument("--img-size", type=at_least_1, help="pixels; each model's own by default")
+    command.add_argument("--compile", action="store_true", help="torch.compile the models")
+    command.add_argument("--pretrained", action="store_true", help="with weights, for --modes trimmed")
+    command.set_defaults(run=run)

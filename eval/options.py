@@ -1,0 +1,70 @@
+"""Options that several subcommands share, and the types of their values."""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+
+def at_least_1(text: str) -> int:
+    """A whole number for argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+def odd(text: str) -> int:
+    """The side of a kernel that has a centre."""
+    number = at_least_1(text)
+    if number % 2 == 0:
+        raise argparse.ArgumentTypeError(f"must be odd, got {number}")
+    return number
+
+
+def png(text: str) -> Path:
+    """A picture to write."""
+    path = Path(text)
+    if path.suffix != ".png":
+        raise argparse.ArgumentTypeError(f"must end in .png, got {text}")
+    return path
+
+
+def which_model() -> argparse.ArgumentParser:
+    """``--model`` and ``--checkpoint``, for ``load_model``."""
+    parent = argparse.ArgumentParser(add_help=False)
+    parent.add_argument("--model", help="timm name, local-dir:FOLDER or hf-hub:USER/NAME")
+    parent.add_argument("--checkpoint", type=Path, help="checkpoint of python -m train, instead or as well")
+    return parent
+
+
+def json_output() -> argparse.ArgumentParser:
+    """``--output``, the result."""
+    parent = argparse.ArgumentParser(add_help=False)
+    parent.add_argument("--output", type=Path, help="JSON file to write")
+    return parent
+
+
+def where() -> argparse.ArgumentParser:
+    """``--device``."""
+    parent = argparse.ArgumentParser(add_help=False)
+    parent.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return parent
+
+
+def batched() -> argparse.ArgumentParser:
+    """``--batch-size`` and ``--workers``."""
+    parent = argparse.ArgumentParser(add_help=False)
+    parent.add_argument("--batch-size", type=at_least_1, default=64)
+    parent.add_argument("--workers", type=int, default=2, help="processes that read images")
+    return parent
+
+
+def timed() -> argparse.ArgumentParser:
+    """What every timing takes."""
+    parent = argparse.ArgumentParser(add_help=False, parents=[where(), json_output()])
+    parent.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    parent.add_argument("--threads", type=at_least_1, help="of the CPU")
+    parent.add_argument("--rounds", type=at_least_1, default=15, help="runs of each, in turns")
+    parent.add_argument("--picture", type=png, help="PNG file to write")
+    return parent
