@@ -245,7 +245,7 @@ def _jitter(holder: Holder, jitter: float) -> None:
     # far from 0, half precision may not resolve the jitter
     distance = distance.maximum(torch.finfo(distance.dtype).eps * holder.positions.abs())
     moved = holder.positions + torch.where(torch.rand_like(distance) < 0.5, -distance, distance)
-    limited = torch.stack(inside(moved, holder.positions_size))
+    limited = inside(moved, holder.positions_size)
     holder.positions.copy_(2 * limited - moved)
 
 

@@ -31,7 +31,9 @@ def time_in_turns(
 ) -> dict[str, Timing]:
     """Times every call once per round, so that what else the machine does hits all of them alike.
 
-    Between two calls the caches are overwritten. The order turns around in every second round.
+    Each call runs twice in its turn, and the second run is timed: after a call that takes and gives back a
+    lot of memory, the next one pays for it (page tables), most of all on a virtual machine. Before the timed
+    run the caches are overwritten. The order turns around in every second round.
 
     Args:
         calls: What to time, by name.
@@ -46,6 +48,7 @@ def time_in_turns(
     junk = torch.zeros(FLUSHED, device=device)
 
     def run(call: Callable[[], object]) -> float:
+        call()
         junk.add_(1)
         _wait_for(device)
         start = time.perf_counter()

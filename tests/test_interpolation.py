@@ -236,7 +236,7 @@ def test_no_tensor_of_kernel_size_squared_times_kernel_count_is_made(version):
     with LargestTensor() as in_use:
         layer.kernel().square().sum().backward()
     assert layer.positions.grad is not None
-    assert channels * k * k <= in_use.numel <= channels * k * count
+    assert channels * k * k <= in_use.numel <= 2 * channels * k * count  # two axes at once
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -28,7 +28,7 @@ class TestTiming:
         found = timing.time_in_turns(
             {"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=4
         )
-        assert "".join(order) == "ab" + "abbaabba"
+        assert "".join(order) == "aabb" + "aabbbbaaaabbbbaa"
         assert {t.runs for t in found.values()} == {4}
 
     def test_milliseconds_of_a_call(self):

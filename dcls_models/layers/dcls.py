@@ -176,8 +176,9 @@ class DclsNd(_ConvNd):
 
     def _kernel(self, positions: torch.Tensor, sigma: torch.Tensor | None) -> torch.Tensor:
         size, offset = self.dilated_kernel_size, self.sigma_offset
-        rows = inside(positions, size) if self.holder().positions_kept_at is None else positions
-        kernel = dense_kernel(self.weight, rows, sigma, size, self.version, offset)
+        if self.holder().positions_kept_at is None:
+            positions = inside(positions, size)
+        kernel = dense_kernel(self.weight, positions, sigma, size, self.version, offset)
         return kernel.reshape(self.out_channels, self.in_channels // self.groups, *self.kernel_size)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

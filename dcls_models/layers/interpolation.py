@@ -15,6 +15,7 @@ Sources: bilinear, Khalfaoui-Hassani et al. 2021 (arXiv:2112.03740); triangle an
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -64,7 +65,7 @@ SCHEMES: dict[str, Scheme] = {
 
 def dense_kernel(
     weight: torch.Tensor,
-    positions: torch.Tensor | Sequence[torch.Tensor],
+    positions: torch.Tensor,
     sigma: torch.Tensor | None,
     size: Sequence[int],
     version: str,
@@ -87,60 +88,62 @@ def dense_kernel(
     """
     scheme = SCHEMES[version]
     dtype = torch.promote_types(weight.dtype, torch.float32)
-    rows = [positions[axis].to(dtype) for axis in range(len(size))]
     if scheme.factor is None:
-        kernel = _add_in_place(weight.to(dtype), rows, size, scheme)
+        kernel = _add_in_place(weight.to(dtype), positions.to(dtype), size, scheme)
     else:
         assert sigma is not None, f"version {version} learns its widths"
         offset = (scheme.sigma_offset or 0.0) if sigma_offset is None else sigma_offset
-        widths = [sigma[axis].to(dtype).abs() + offset for axis in range(len(size))]
-        kernel = _multiply_factors(weight.to(dtype), rows, widths, size, scheme)
+        widths = sigma.to(dtype).abs() + offset
+        kernel = _multiply_factors(weight.to(dtype), positions.to(dtype), widths, size, scheme)
     return kernel.reshape(*weight.shape[:-1], *size).to(weight.dtype)
 
 
+def per_axis(size: Sequence[int], rows: torch.Tensor) -> int | torch.Tensor:
+    """The size of every row of ``rows``, to calculate with: one number where all axes have the same."""
+    if len(set(size)) == 1:
+        return size[0]
+    return torch.stack([torch.full_like(rows[0], k, dtype=torch.long) for k in size])
+
+
 def _add_in_place(
-    weight: torch.Tensor, positions: Sequence[torch.Tensor], size: Sequence[int], scheme: Scheme
+    weight: torch.Tensor, positions: torch.Tensor, size: Sequence[int], scheme: Scheme
 ) -> torch.Tensor:
     """Adds the shares of the ``2**len(size)`` pixels around every element to a kernel of zeros."""
-    share, index = weight.unsqueeze(0), torch.zeros_like(weight, dtype=torch.long).unsqueeze(0)
-    total = torch.ones_like(weight)
-    for position, k in zip(positions, size, strict=True):
-        left = position.floor()
-        right_share = position - left
-        if not scheme.slope_on_pixel:
-            right_share = torch.where(right_share == 0, 0, right_share)
-        place = torch.stack((left, left + 1)).long() + k // 2  # 2 ... n
-        inside = (place >= 0) & (place < k)
-        part = torch.stack((1 - right_share, right_share)) * inside
-        if scheme.normalised:
-            total = total * part.sum(0)
-        share = (share.unsqueeze(1) * part).flatten(0, 1)  # (product of twos) ... n
-        index = (index.unsqueeze(1) * k + place.where(inside, 0)).flatten(0, 1)
+    left = positions.floor()
+    right_share = positions - left
+    if not scheme.slope_on_pixel:
+        right_share = torch.where(right_share == 0, 0, right_share)
+    k = per_axis(size, positions)
+    place = torch.stack((left, left + 1)).long() + k // 2  # 2 axes ... n
+    inside = (place >= 0) & (place < k)
+    parts = (torch.stack((1 - right_share, right_share)) * inside).unbind(1)
+    places = place.where(inside, 0).unbind(1)
     if scheme.normalised:
-        share = share / (total + EPSILON)
+        weight = weight / (reduce(torch.mul, [part.sum(0) for part in parts]) + EPSILON)
+    share, index = parts[0] * weight, places[0]  # (product of twos) ... n
+    for part, place, length in zip(parts[1:], places[1:], size[1:], strict=True):
+        share = (share.unsqueeze(1) * part).flatten(0, 1)
+        index = (index.unsqueeze(1) * length + place).flatten(0, 1)
     kernel = weight.new_zeros(*weight.shape[:-1], math.prod(size))
-    return kernel.scatter_add(-1, index.movedim(0, -1).flatten(-2), share.movedim(0, -1).flatten(-2))
+    return kernel.scatter_add(-1, index.movedim(0, -2).flatten(-2), share.movedim(0, -2).flatten(-2))
 
 
 def _multiply_factors(
-    weight: torch.Tensor,
-    positions: Sequence[torch.Tensor],
-    widths: Sequence[torch.Tensor],
-    size: Sequence[int],
-    scheme: Scheme,
+    weight: torch.Tensor, positions: torch.Tensor, widths: torch.Tensor, size: Sequence[int], scheme: Scheme
 ) -> torch.Tensor:
     """The matrix product of all axes but the last with the last; one element is one step of its sum."""
     assert scheme.factor is not None
-    factors = []
-    for position, width, k in zip(positions, widths, size, strict=True):
-        pixel = torch.arange(k, device=weight.device, dtype=weight.dtype) - k // 2
-        factors.append(scheme.factor(pixel, position.unsqueeze(-1), width.unsqueeze(-1)))
+    pixels = [torch.arange(k, device=weight.device, dtype=weight.dtype) - k // 2 for k in size]
+    positions, widths = positions.unsqueeze(-1), widths.unsqueeze(-1)
+    if len(set(size)) == 1:  # all axes at once
+        factors = scheme.factor(pixels[0], positions, widths).unbind(0)
+    else:
+        factors = tuple(
+            scheme.factor(*axis) for axis in zip(pixels, positions.unbind(0), widths.unbind(0), strict=True)
+        )
     left = weight.unsqueeze(-1)  # ... n 1
     if scheme.normalised:
-        total = torch.ones_like(left)
-        for factor in factors:
-            total = total * factor.sum(-1, keepdim=True)
-        left = left / (total + EPSILON)
+        left = left / (reduce(torch.mul, [f.sum(-1, keepdim=True) for f in factors]) + EPSILON)
     for factor in factors[:-1]:
         left = (left.unsqueeze(-1) * factor.unsqueeze(-2)).flatten(-2)  # ... n (product of sizes)
     with _without_autocast(weight.device.type):

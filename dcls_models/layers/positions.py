@@ -26,6 +26,8 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from .interpolation import per_axis
+
 if TYPE_CHECKING:
     from .dcls import DclsNd
 
@@ -110,13 +112,13 @@ def check_shareable(holder: nn.Module, layers: Sequence["DclsNd"]) -> None:
         raise ValueError(f"{type(holder).__name__} already has an attribute 'positions'")
 
 
-def inside(positions: torch.Tensor, size: Sequence[int]) -> list[torch.Tensor]:
-    """The rows of ``positions``, clamped to the range, with the gradient of the positions themselves.
+def inside(positions: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """The positions, clamped to the range, with the gradient of the positions themselves.
 
     ``torch.clamp`` alone has no gradient at the limits (torch 2.15; it had in earlier releases).
     """
-    rows = [positions[axis] for axis in range(len(size))]
-    return [row + (row.clamp(-(k // 2), k // 2) - row).detach() for row, k in zip(rows, size, strict=True)]
+    stored, limit = positions.detach(), per_axis(size, positions) // 2
+    return positions + (stored.clamp(-limit, limit) - stored)  # type: ignore[arg-type]
 
 
 @torch.no_grad()
