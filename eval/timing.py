@@ -77,13 +77,13 @@ def _wait_for(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
-def markdown_table(header: list[str], rows: list[list[str]]) -> str:
-    """A table that a README can hold: the first column to the left, numbers to the right."""
+def markdown_table(header: list[str], rows: list[list[str]], left: int = 1) -> str:
+    """A table that a README can hold: the first ``left`` columns to the left, numbers to the right."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = [header, ["-" * w if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)], *rows]
+    lines = [header, ["-" * w if i < left else "-" * (w - 1) + ":" for i, w in enumerate(widths)], *rows]
     padded = (
         [
-            cell.ljust(w) if i == 0 else cell.rjust(w)
+            cell.ljust(w) if i < left else cell.rjust(w)
             for i, (cell, w) in enumerate(zip(line, widths, strict=True))
         ]
         for line in lines

@@ -1,0 +1,118 @@
+"""The page that compares results."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+from PIL import Image
+
+from eval.__main__ import main
+
+SHARED = {
+    "command": "python -m eval accuracy --data 'a|b' --model '<script>alert(1)</script>'",
+    "date": "2026-11-21",
+    "machine": "a <fast> one",
+    "versions": {"torch": "2.15.0"},
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    def write(name, **content):
+        (tmp_path / f"{name}.json").write_text(json.dumps({**SHARED, **content}))
+
+    for model, top1, score in (("convnext_tiny.fb_in1k", 70.25, 0.4), ("convnext_dcls_tiny", 71.5, 0.45)):
+        short = model.partition(".")[0]
+        write(f"a_{short}", task="accuracy", model=model, top1=top1, top5=90.0, loss=1.25, n=50000)
+        write(f"c_{short}", task="robustness", model=model, benchmark="c", top1=40.0, mce=60.5, n=7)
+        shares = {"0.2": 1.5, "0.3": 2.5, "0.5": 9.25, "0.99": 70.0}
+        write(f"e_{short}", task="erf", model=model, share_of_area=shares, pictures=["seen.png"])
+        span = {"low": score - 0.01, "high": score + 0.01}
+        write(f"g_{short}", task="gradcam", model=model, method="grad-cam", score=score, flat=3, **span)
+    rows = [{"model": "resnet50", "mode": "train", "ms": {"median": 1234.5}, "speed": 1.0}]
+    write("t", task="throughput", rows=rows)
+    write("n", task="new", model="m", measure=1.5)
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "seen.png")
+    return tmp_path
+
+
+def report(folder, name, *more):
+    files = sorted(str(f) for f in folder.glob("*.json"))
+    main(["report", *files, "--output", str(folder / name), *more])
+    return (folder / name).read_text()
+
+
+def rows_of(text, heading):
+    section = text.split(f"## {heading}\n")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_tables_hold_what_the_files_hold(folder):
+    text = report(folder, "out.md")
+    header, _, *rows = rows_of(text, "Accuracy")
+    assert header == ["model", "top-1, %", "top-5, %", "NLL", "images"], "a column without values is left out"
+    assert ["convnext_dcls_tiny", "71.50", "90.00", "1.250", "50,000"] in rows
+    assert ["convnext_dcls_tiny", "c", "40.00", "60.50", "7"] in rows_of(text, "Robustness")
+    erf = rows_of(text, "Effective receptive field")
+    assert erf[0] == ["model", "20 %", "30 %", "50 %", "99 %"] and erf[2][1:] == ["1.5", "2.5", "9.2", "70.0"]
+    assert ["resnet50", "train", "1,234.5", "1.00"] in rows_of(text, "Speed")
+    assert rows_of(text, "new")[2] == ["m", "1.500"]
+    assert (folder / "out_models.png").is_file() and "](out_models.png)" in text
+    assert text.count("](seen.png)") == 2
+
+
+def test_what_others_reported_is_marked_and_only_of_these_models(folder):
+    text = report(folder, "out.md")
+    rows = rows_of(text, "Accuracy")
+    published = [row for row in rows if len(row) > 1 and "ConvNeXt-dcls" in row[1]]
+    assert {row[0]: row[2] for row in published} == {"convnext_tiny": "82.1", "convnext_dcls_tiny": "82.5"}
+    assert "**not measured here**" in text
+    assert "convnext_base" not in text and "resnet50.a1_in1k" not in text
+
+
+def test_the_page_needs_no_other_file_and_runs_nothing(folder):
+    text = report(folder, "out.html", "--title", "Ours & theirs")
+    assert "<h1>Ours &amp; theirs</h1>" in text
+    assert "<script" not in text and "a &lt;fast&gt; one" in text
+    assert text.count("<table>") == 8 and not re.search(r'(src|href)="(?!data:image/png;base64,)', text)
+    assert sorted(f.name for f in folder.iterdir() if f.suffix != ".json") == ["out.html", "seen.png"]
+
+
+def test_a_picture_that_is_gone_is_said(folder):
+    (folder / "seen.png").unlink()
+    assert "seen.png is not there" in report(folder, "out.md")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"task": "accuracy", "top1": 1}'])
+def test_what_is_no_result_is_refused(tmp_path, content):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(ValueError, match=r"a\.json is not a result of python -m eval"):
+        report(tmp_path, "out.md")
+    assert not (tmp_path / "out.md").exists()
+
+
+def test_another_kind_of_page_is_refused(folder, capsys):
+    with pytest.raises(SystemExit):
+        report(folder, "out.pdf")
+    assert "must end in .html or .md" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
+def test_a_browser_shows_it(folder, tmp_path):
+    report(folder, "out.html")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
+    flags += ["--disable-background-networking", "--disable-component-update"]
+    flags += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1100,2000"]
+    shot = tmp_path / "shot.png"
+    subprocess.run(
+        ["chromium", *flags, f"--screenshot={shot}", (folder / "out.html").as_uri()], check=True, timeout=120
+    )
+    with Image.open(shot) as image:
+        colours = image.convert("RGB").getcolors(2**24)
+        assert image.size == (1100, 2000) and len(colours) > 100
+        bars = sum(n for n, (r, g, b) in colours if abs(r - 31) + abs(g - 119) + abs(b - 180) < 12)
+        assert bars > 500, "the bars of the picture"
