@@ -1,7 +1,8 @@
 """The layers: drop-in convolutions whose kernel elements learn where they sit."""
 
-from .dcls import Dcls1d, Dcls2_1d, Dcls2d, Dcls2dK1d, Dcls2dSame, Dcls3_1d, Dcls3d, DclsNd
+from .dcls import Dcls1d, Dcls2d, Dcls2dSame, Dcls3d, DclsNd
 from .interpolation import SCHEMES, dense_kernel
+from .one_axis import Dcls2_1d, Dcls2dK1d, Dcls3_1d
 from .trimming import trim
 
 __all__ = [

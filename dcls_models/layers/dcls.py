@@ -24,13 +24,14 @@ torch.fx.wrap("inside")
 torch.fx.wrap("depthwise_conv2d")
 
 
-def _sizes(size: int | tuple[int, ...], axes: int, name: str) -> tuple[int, ...]:
-    sizes: tuple[int, ...] = to_ntuple(axes)(size)
-    if len(sizes) != axes or not all(isinstance(k, int) and k >= 1 for k in sizes):
+def sizes(size: int | tuple[int, ...], axes: int, name: str) -> tuple[int, ...]:
+    """One size per axis, or an error that names the argument."""
+    found: tuple[int, ...] = to_ntuple(axes)(size)
+    if len(found) != axes or not all(isinstance(k, int) and k >= 1 for k in found):
         raise ValueError(
             f"{name} must be a whole number of at least 1, one for each of {axes} axes, got {size}"
         )
-    return sizes
+    return found
 
 
 def _are_plain(tensors: list[torch.Tensor]) -> bool:
@@ -108,7 +109,7 @@ class DclsNd(_ConvNd):
             raise ValueError(f"version must be one of {', '.join(SCHEMES)}, got {version=}")
         if not isinstance(kernel_count, int) or kernel_count < 1:
             raise ValueError(f"kernel_count must be a whole number of at least 1, got {kernel_count=}")
-        learned_size = _sizes(dilated_kernel_size, self.learned_axes, "dilated_kernel_size")
+        learned_size = sizes(dilated_kernel_size, self.learned_axes, "dilated_kernel_size")
         kernel_size = kernel_size or (*dense_kernel_size, *learned_size)
         conv_args: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation}
         conv_args |= {"groups": groups, "bias": bias, "padding_mode": padding_mode}
@@ -358,121 +359,3 @@ class Dcls3d(DclsNd, nn.Conv3d):
 
     dense_class = nn.Conv3d
     learned_axes = 3
-
-
-class _DclsN_1d(DclsNd):  # noqa: N801 (N and 1 are the authors' naming)
-    """Elements at every place of the first axes, whose positions along the last axis are learned."""
-
-    learned_axes = 1
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_count: int,
-        stride: int | tuple[int, ...] = 1,
-        padding: str | int | tuple[int, ...] = 0,
-        dense_kernel_size: int | tuple[int, ...] = 1,
-        dilated_kernel_size: int | tuple[int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        version: str = "gauss",
-        *,
-        dilation: int | tuple[int, ...] = 1,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_count,
-            stride,
-            padding,
-            dilated_kernel_size,
-            groups,
-            bias,
-            padding_mode,
-            version,
-            dilation=dilation,
-            device=device,
-            dtype=dtype,
-            dense_kernel_size=_sizes(dense_kernel_size, self.dense_axes, "dense_kernel_size"),
-        )
-
-    dense_axes: int
-
-    def _reset_positions(self) -> None:
-        limit = self.dilated_kernel_size[0] // 2
-        nn.init.uniform_(self.positions, -limit, limit)
-
-
-@register_notrace_module
-class Dcls2_1d(_DclsN_1d, nn.Conv2d):  # noqa: N801
-    """``nn.Conv2d``, dense along H (``dense_kernel_size``), with learned positions along W.
-
-    Its Gaussian has a standard deviation of ``|sigma| + 1.0`` pixels, as the authors' class of this name.
-    """
-
-    dense_class = nn.Conv2d
-    dense_axes = 1
-    sigma_offset = 1.0
-
-
-@register_notrace_module
-class Dcls3_1d(_DclsN_1d, nn.Conv3d):  # noqa: N801
-    """``nn.Conv3d``, dense along D and H (``dense_kernel_size``), with learned positions along W."""
-
-    dense_class = nn.Conv3d
-    dense_axes = 2
-
-
-@register_notrace_module
-class Dcls2dK1d(DclsNd, nn.Conv2d):
-    """``nn.Conv2d`` with a kernel of one row or column and learned positions along it.
-
-    ``flat_dim`` is 0 for a ``(K, 1)`` kernel, learned along H, and 1 for ``(1, K)``, learned along W;
-    ``dilated_kernel_size`` is one number. The other arguments are those of ``DclsNd``.
-    """
-
-    dense_class = nn.Conv2d
-    learned_axes = 1
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_count: int,
-        stride: int | tuple[int, ...] = 1,
-        padding: str | int | tuple[int, ...] = 0,
-        dilated_kernel_size: int | tuple[int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        version: str = "v1",
-        flat_dim: int = 0,
-        *,
-        dilation: int | tuple[int, ...] = 1,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        if flat_dim not in (0, 1):
-            raise ValueError(f"flat_dim must be 0 (a column) or 1 (a row), got {flat_dim=}")
-        (k,) = _sizes(dilated_kernel_size, 1, "dilated_kernel_size")
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_count,
-            stride,
-            padding,
-            k,
-            groups,
-            bias,
-            padding_mode,
-            version,
-            dilation=dilation,
-            device=device,
-            dtype=dtype,
-            kernel_size=(k, 1) if flat_dim == 0 else (1, k),
-        )
-        self.flat_dim = flat_dim
