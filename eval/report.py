@@ -92,9 +92,9 @@ SECTIONS = {
     ),
     "erf": Section(
         "Effective receptive field",
-        "The share of the image (%) that holds so much of the gradient of the centre output "
+        "The share of the image's area that holds so much of the gradient of the centre output "
         "(arXiv:2203.06717).",
-        {f"share_of_area/{t}": (f"{100 * float(t):.0f} %", 1) for t in ("0.2", "0.3", "0.5", "0.99")},
+        {f"share_of_area/{t}": (f"{100 * float(t):.0f} %", 3) for t in ("0.2", "0.3", "0.5", "0.99")},
     ),
     "kernels": Section("Kernels", "What the positions have learned.", {}),
     "throughput": Section(
@@ -191,8 +191,9 @@ def _section(task: str, results: Sequence[dict[str, Any]], output: Path) -> Iter
 
 
 def _rows(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """A timing has rows of its own; a robustness result has them for its corruptions, which are details."""
-    return result["rows"] if "model" not in result and "rows" in result else [result]
+    """One per model; the rows of a robustness result are of corruptions, which are details."""
+    rows = result.get("rows") or [{}]
+    return rows if "model" in rows[0] else [result]
 
 
 def _scalars(rows: Sequence[dict[str, Any]]) -> dict[str, tuple[str, int]]:
@@ -237,8 +238,8 @@ def _provenance(results: Sequence[dict[str, Any]]) -> str:
 def draw(results: Sequence[dict[str, Any]]) -> bytes:
     """A PNG with a panel per measure and a bar per result; empty where there is nothing to draw."""
     panels: dict[str, list[tuple[str, float, tuple[float, float] | None]]] = {}
-    for result in results:
-        section = SECTIONS.get(result["task"])
+    for task, result in [(whole["task"], row) for whole in results for row in _rows(whole)]:
+        section = SECTIONS.get(task)
         if not section or not section.drawn:
             continue
         key, better = section.drawn

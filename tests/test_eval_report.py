@@ -27,10 +27,11 @@ def folder(tmp_path):
         short = model.partition(".")[0]
         write(f"a_{short}", task="accuracy", model=model, top1=top1, top5=90.0, loss=1.25, n=50000)
         write(f"c_{short}", task="robustness", model=model, benchmark="c", top1=40.0, mce=60.5, n=7)
-        shares = {"0.2": 1.5, "0.3": 2.5, "0.5": 9.25, "0.99": 70.0}
+        shares = {"0.2": 0.015, "0.3": 0.025, "0.5": 0.0925, "0.99": 0.7}
         write(f"e_{short}", task="erf", model=model, share_of_area=shares, pictures=["seen.png"])
         span = {"low": score - 0.01, "high": score + 0.01}
-        write(f"g_{short}", task="gradcam", model=model, method="grad-cam", score=score, flat=3, **span)
+        row = {"model": model, "method": "grad-cam", "score": score, "flat": 3, **span}
+        write(f"g_{short}", task="gradcam", rows=[row, {**row, "method": "threshold-grad-cam"}], **row)
     rows = [{"model": "resnet50", "mode": "train", "ms": {"median": 1234.5}, "speed": 1.0}]
     write("t", task="throughput", rows=rows)
     write("n", task="new", model="m", measure=1.5)
@@ -57,7 +58,15 @@ def test_the_tables_hold_what_the_files_hold(folder):
     assert ["convnext_dcls_tiny", "71.50", "90.00", "1.250", "50,000"] in rows
     assert ["convnext_dcls_tiny", "c", "40.00", "60.50", "7"] in rows_of(text, "Robustness")
     erf = rows_of(text, "Effective receptive field")
-    assert erf[0] == ["model", "20 %", "30 %", "50 %", "99 %"] and erf[2][1:] == ["1.5", "2.5", "9.2", "70.0"]
+    assert erf[0] == ["model", "20 %", "30 %", "50 %", "99 %"] and erf[2][1:] == [
+        "0.015",
+        "0.025",
+        "0.092",
+        "0.700",
+    ]
+    cams = rows_of(text, "Where it looks")[2:]
+    assert ["convnext_dcls_tiny", "threshold-grad-cam", "0.450", "0.440", "0.460", "3"] in cams
+    assert len(cams) == 4
     assert ["resnet50", "train", "1,234.5", "1.00"] in rows_of(text, "Speed")
     assert rows_of(text, "new")[2] == ["m", "1.500"]
     assert (folder / "out_models.png").is_file() and "](out_models.png)" in text
