@@ -9,9 +9,9 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler would report
 
 import torch
 
-from eval import accuracy, gradcam, layers, pictures, throughput
+from eval import accuracy, erf, gradcam, layers, pictures, throughput
 
-COMMANDS = (accuracy, gradcam, pictures, throughput, layers)
+COMMANDS = (accuracy, gradcam, erf, pictures, throughput, layers)
 WRITTEN = ("output", "predictions", "picture")  # options that name a file to write
 
 

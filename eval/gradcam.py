@@ -1,6 +1,7 @@
 """Whether a model looks where people look: Grad-CAM against human maps, as in arXiv:2408.03164."""
 
 import argparse
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from PIL import Image
-from timm.data import create_transform, resolve_data_config
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from dcls_models.loading import load_model
 from eval.alignment import compare, spearman, summarise
 from eval.cam import METHODS, layer_of, normalise, resize, weighted_activations
 from eval.clickme import SIDE, HumanMaps, open_human_maps
-from eval.options import at_least_1, batched, json_output, png, where, which_model
+from eval.images import WHOLE, read, transform_of
+from eval.options import at_least_1, batched, json_output, models, png, where, which_model, with_baseline
 from eval.results import provenance, write_json
 
 
@@ -26,9 +26,7 @@ class _Prepared(Dataset[tuple[torch.Tensor, torch.Tensor, int]]):
     """Human maps with the images as a model wants them."""
 
     def __init__(self, data: Dataset[Any], model: nn.Module, crop: bool) -> None:
-        config = resolve_data_config({}, model=model)
-        whole = {} if crop else {"crop_pct": 1.0, "crop_mode": "squash"}
-        self.data, self.transform = data, create_transform(**(config | whole))
+        self.data, self.transform = data, transform_of(model, **({} if crop else WHOLE))
 
     def __len__(self) -> int:
         return len(self.data)  # type: ignore[arg-type]
@@ -69,7 +67,7 @@ def maps_of(
     """
     device = next(model.parameters()).device
     loader = DataLoader(_Prepared(data, model, crop), batch_size=batch_size, num_workers=workers)
-    for inputs, human, labels in _read(loader):
+    for inputs, human, labels in read(loader):
         known = target == "label" or (target is None and bool((labels >= 0).all()))
         if known and not (labels.min() >= 0 and labels.max() < model.num_classes):
             wrong = "no label" if labels.min() < 0 else f"the label {labels.max()}"
@@ -82,14 +80,6 @@ def maps_of(
         if not all(maps.isfinite().all() for maps in found.values()):
             raise ValueError(f"{type(model).__name__} gives maps that are not finite")
         yield found, human.to(device)
-
-
-def _read(loader: DataLoader[Any]) -> Iterator[Any]:
-    """The batches; an error of a worker without the worker's traceback."""
-    try:
-        yield from loader
-    except ValueError as error:
-        raise ValueError(str(error).splitlines()[-1].removeprefix("ValueError: ")) from error
 
 
 def draw_sheet(path: Path, data: HumanMaps | Subset[Any], found: dict[str, torch.Tensor]) -> None:
@@ -116,7 +106,7 @@ def draw_sheet(path: Path, data: HumanMaps | Subset[Any], found: dict[str, torch
                 rho = spearman(maps[row : row + 1], sample.human[None]).item()
                 axis.set_xlabel("constant" if np.isnan(rho) else f"{rho:.2f}", fontsize=7)
     for axis, title in zip(axes[0], ("image", *found), strict=True):
-        axis.set_title(title, fontsize=7)
+        axis.set_title(title.rpartition("/")[2], fontsize=7)  # of a path its end
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
     figure.savefig(path, dpi=110)
@@ -141,7 +131,7 @@ def run(arguments: argparse.Namespace) -> None:
     methods = list(METHODS) if arguments.method == "both" else [arguments.method]
     how = {"methods": methods, "target": arguments.target, "crop": arguments.crop}
     rows, columns = [], {}
-    for name, model in _models(arguments):
+    for name, model in models(arguments):
         scores = score(model, every, name, arguments.batch_size, workers=arguments.workers, **how)
         layer = layer_of(model)
         rows.append([{"model": name, "method": m, "layer": layer, **summarise(scores[m])} for m in methods])
@@ -159,16 +149,14 @@ def run(arguments: argparse.Namespace) -> None:
         draw_sheet(arguments.picture, shown, columns)
     if arguments.output:
         asked = {"target": arguments.target or "label if any", "crop": arguments.crop}
-        result = {**rows[-1][0], **asked, "rows": [row for some in rows for row in some]}
+        pictures = [os.path.relpath(arguments.picture, arguments.output.parent)] if arguments.picture else []
+        result = {
+            **rows[-1][0],
+            **asked,
+            "pictures": pictures,
+            "rows": [row for some in rows for row in some],
+        }
         write_json(arguments.output, {**result, **provenance(arguments)})
-
-
-def _models(arguments: argparse.Namespace) -> Iterator[tuple[str, nn.Module]]:
-    """The baseline, if there is one, and the model, one at a time."""
-    sources = [(arguments.baseline, None)] if arguments.baseline else []
-    for source in [*sources, (arguments.model, arguments.checkpoint)]:
-        model = load_model(*source).requires_grad_(False).to(arguments.device)
-        yield str(source[1] or source[0]), model
 
 
 def _say(row: dict[str, Any]) -> str:
@@ -181,9 +169,8 @@ def _say(row: dict[str, Any]) -> str:
 
 def add_commands(commands: Any) -> None:
     """Adds ``gradcam``."""
-    parents = [which_model(), where(), batched(), json_output()]
+    parents = [which_model(), with_baseline(), where(), batched(), json_output()]
     command = commands.add_parser("gradcam", parents=parents, help="whether a model looks where people look")
-    command.add_argument("--baseline", help="another model, to compare with")
     command.add_argument(
         "--data",
         type=Path,
