@@ -25,6 +25,10 @@ def stage_of(model: nn.Module, stage: int = -1) -> str:
     return info[stage]["module"]
 
 
+def _stages(model: nn.Module) -> str:
+    return ", ".join(info["module"] for info in getattr(model, "feature_info", [])) or "not known"
+
+
 @contextmanager
 def output_of(model: nn.Module, name: str, detach: bool = False) -> Iterator[list[torch.Tensor]]:
     """Keeps what a layer gives while the model runs.
@@ -39,8 +43,10 @@ def output_of(model: nn.Module, name: str, detach: bool = False) -> Iterator[lis
         ``(N, H, W, C)`` to.
 
     Raises:
-        ValueError: If what the layer gives is not a map.
+        ValueError: If there is no such layer, or what it gives is not a map.
     """
+    if name not in dict(model.named_modules()):
+        raise ValueError(f"{type(model).__name__} has no layer {name}, its stages are {_stages(model)}")
     kept: list[torch.Tensor] = []
 
     def keep(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from eval.alignment import compare, spearman, summarise
 from eval.cam import METHODS, layer_of, normalise, resize, weighted_activations
 from eval.clickme import SIDE, HumanMaps, open_human_maps
+from eval.features import stage_of
 from eval.images import WHOLE, read, transform_of
 from eval.options import at_least_1, batched, json_output, models, png, where, which_model, with_baseline
 from eval.results import provenance, write_json
@@ -42,6 +43,7 @@ def maps_of(
     methods: Sequence[str],
     target: str | None = None,
     crop: bool = False,
+    layer: str | None = None,
     batch_size: int = 64,
     workers: int = 0,
 ) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
@@ -55,6 +57,7 @@ def maps_of(
             default the label where there is one.
         crop: Show the model its usual crop of the image, as the study's code does, although people have seen
             all of it; otherwise all of the image, which is what the human map covers.
+        layer: Name of the layer to look at; by default that of ``layer_of``.
         batch_size: Images per forward pass.
         workers: Processes that read images.
 
@@ -75,7 +78,14 @@ def maps_of(
                 f"an image has {wrong}, expected 0 to {model.num_classes - 1} for this model; --target "
                 "predicted explains what the model says instead"
             )
-        weighted, _ = weighted_activations(model, inputs.to(device), labels.to(device) if known else None)
+        weighted, _ = weighted_activations(
+            model, inputs.to(device), labels.to(device) if known else None, layer
+        )
+        if weighted.shape[2:].numel() == 1:
+            raise ValueError(
+                f"{layer or layer_of(model)} gives one pixel for {tuple(inputs.shape[2:])}, nothing to compare: "
+                f"look at an earlier layer, as --layer {stage_of(model, 1)}"
+            )
         found = {method: resize(METHODS[method](weighted), (SIDE, SIDE)) for method in methods}
         if not all(maps.isfinite().all() for maps in found.values()):
             raise ValueError(f"{type(model).__name__} gives maps that are not finite")
@@ -130,10 +140,11 @@ def run(arguments: argparse.Namespace) -> None:
     shown = Subset(data, range(min(arguments.images, len(every))))
     methods = list(METHODS) if arguments.method == "both" else [arguments.method]
     how = {"methods": methods, "target": arguments.target, "crop": arguments.crop}
+    how["layer"] = arguments.layer
     rows, columns = [], {}
     for name, model in models(arguments):
         scores = score(model, every, name, arguments.batch_size, workers=arguments.workers, **how)
-        layer = layer_of(model)
+        layer = arguments.layer or layer_of(model)
         rows.append([{"model": name, "method": m, "layer": layer, **summarise(scores[m])} for m in methods])
         if arguments.picture:
             (drawn, _), *_ = maps_of(model, shown, batch_size=len(shown), **how)
@@ -186,6 +197,7 @@ def add_commands(commands: Any) -> None:
     command.add_argument(
         "--crop", action="store_true", help="the model's usual crop, as the study's code has it"
     )
+    command.add_argument("--layer", help="name of the layer; default: the last before the pooling")
     command.add_argument("--limit", type=at_least_1, help="images, from the first on; default: all")
     command.add_argument("--picture", type=png, help="PNG file to write: images, people's maps, the models'")
     command.add_argument("--images", type=at_least_1, default=8, help="on the picture")
