@@ -66,7 +66,7 @@ def maps_of(
 
     Raises:
         ValueError: If an image has no label or the model not its class, a file is broken, or the model's
-            maps are not finite.
+            maps are not finite or of one pixel.
     """
     device = next(model.parameters()).device
     loader = DataLoader(_Prepared(data, model, crop), batch_size=batch_size, num_workers=workers)
@@ -83,7 +83,7 @@ def maps_of(
         )
         if weighted.shape[2:].numel() == 1:
             raise ValueError(
-                f"{layer or layer_of(model)} gives one pixel for {tuple(inputs.shape[2:])}, nothing to compare: "
+                f"{layer or layer_of(model)} gives one pixel for an input of {tuple(inputs.shape[2:])}: "
                 f"look at an earlier layer, as --layer {stage_of(model, 1)}"
             )
         found = {method: resize(METHODS[method](weighted), (SIDE, SIDE)) for method in methods}

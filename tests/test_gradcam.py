@@ -343,6 +343,23 @@ class TestCommand:
         with pytest.raises(ValueError, match="no label"):
             main([*command, "--target", "label"])
 
+    def test_a_layer_can_be_chosen(self, tmp_path: Path) -> None:
+        export(timm.create_model("test_convnext_dcls", num_classes=9), tmp_path / "model")
+        cfg = json.loads((tmp_path / "model" / "config.json").read_text())
+        cfg["pretrained_cfg"]["input_size"] = [3, 32, 32]
+        (tmp_path / "model" / "config.json").write_text(json.dumps(cfg))
+        data, output = write_pairs(tmp_path / "pairs", 2), tmp_path / "r.json"
+        command = ["gradcam", "--model", f"local-dir:{tmp_path / 'model'}", "--data", str(data)]
+        command += ["--workers", "0", "--device", "cpu", "--output", str(output)]
+        with pytest.raises(ValueError, match=r"stages\.3 gives one pixel .* as --layer stages\.1"):
+            main(command)
+        assert not output.exists()
+        with pytest.raises(ValueError, match=r"no layer nonsense, its stages are stages\.0, stages\.1"):
+            main([*command, "--layer", "nonsense"])
+        main([*command, "--layer", "stages.1", "--limit", "1"])
+        result = json.loads(output.read_text())
+        assert (result["layer"], result["n"]) == ("stages.1", 1)
+
     def test_an_error_of_a_reading_process_is_one_line(self, tmp_path: Path, models: dict[str, str]) -> None:
         data = write_pairs(tmp_path, 2)
         (data / "images" / "1.jpg").write_bytes(b"x")
