@@ -12,8 +12,15 @@ WHOLE = {"crop_pct": 1.0, "crop_mode": "squash"}  # for ``transform_of``: resize
 
 
 def transform_of(model: nn.Module, **changes: Any) -> Any:
-    """The preprocessing that the model was trained for, with changes to timm's data config."""
-    return create_transform(**(resolve_data_config({}, model=model) | changes))
+    """The preprocessing that the model was trained for, with changes to timm's data config.
+
+    Raises:
+        ValueError: If the model is not for colour images.
+    """
+    config = resolve_data_config({}, model=model) | changes
+    if (channels := config["input_size"][0]) != 3:
+        raise ValueError(f"{type(model).__name__} takes inputs of {channels} channels, images have 3")
+    return create_transform(**config)
 
 
 def label_names(model: nn.Module) -> list[str]:

@@ -22,6 +22,7 @@ from eval.alignment import CEILING, compare, spearman, summarise
 from eval.cam import METHODS, layer_of, normalise, resize, weighted_activations
 from eval.clickme import Shards, blurred, open_human_maps, records_of
 from eval.features import stage_of
+from eval.images import transform_of
 from hub.export import export
 
 TINY = [
@@ -136,6 +137,10 @@ class TestMaps:
     def test_models_without_maps_say_so(self) -> None:
         with pytest.raises(ValueError, match=r"VisionTransformer gives \(1, 17, 64\)"):
             weighted_activations(timm.create_model("test_vit", img_size=64), torch.randn(1, 3, 64, 64))
+        with pytest.raises(ValueError, match="ConvNeXtDcls takes inputs of 1 channels, images have 3"):
+            transform_of(
+                timm.create_model("test_convnext_dcls", pretrained_cfg_overlay={"input_size": (1, 64, 64)})
+            )
         with pytest.raises(ValueError, match="Linear has no feature_info"):
             layer_of(torch.nn.Linear(1, 1))
         with pytest.raises(ValueError, match="has stages 0 to 3, got 4"):
