@@ -41,7 +41,7 @@ def maps_of(
     model: nn.Module,
     data: HumanMaps | Subset[Any],
     methods: Sequence[str],
-    target: str | None = None,
+    target: str = "predicted",
     crop: bool = False,
     layer: str | None = None,
     batch_size: int = 64,
@@ -53,8 +53,7 @@ def maps_of(
         model: In eval mode.
         data: Images and human maps.
         methods: Keys of ``METHODS``.
-        target: The class to explain: the image's ``"label"`` (the study's choice) or the ``"predicted"``; by
-            default the label where there is one.
+        target: The class to explain: the image's ``"label"`` (the study's choice) or the ``"predicted"``.
         crop: Show the model its usual crop of the image, as the study's code does, although people have seen
             all of it; otherwise all of the image, which is what the human map covers.
         layer: Name of the layer to look at; by default that of ``layer_of``.
@@ -71,7 +70,7 @@ def maps_of(
     device = next(model.parameters()).device
     loader = DataLoader(_Prepared(data, model, crop), batch_size=batch_size, num_workers=workers)
     for inputs, human, labels in read(loader):
-        known = target == "label" or (target is None and bool((labels >= 0).all()))
+        known = target == "label"
         if known and not (labels.min() >= 0 and labels.max() < model.num_classes):
             wrong = "no label" if labels.min() < 0 else f"the label {labels.max()}"
             raise ValueError(
@@ -139,34 +138,27 @@ def run(arguments: argparse.Namespace) -> None:
     every = Subset(data, range(min(arguments.limit or len(data), len(data))))
     shown = Subset(data, range(min(arguments.images, len(every))))
     methods = list(METHODS) if arguments.method == "both" else [arguments.method]
-    how = {"methods": methods, "target": arguments.target, "crop": arguments.crop}
-    how["layer"] = arguments.layer
-    rows, columns = [], {}
+    target = arguments.target or ("predicted" if data[0].label < 0 else "label")
+    how = {"methods": methods, "target": target, "crop": arguments.crop, "layer": arguments.layer}
+    rows, columns, all_scores = [], {}, []
     for name, model in models(arguments):
         scores = score(model, every, name, arguments.batch_size, workers=arguments.workers, **how)
+        all_scores.append(scores)
         layer = arguments.layer or layer_of(model)
-        rows.append([{"model": name, "method": m, "layer": layer, **summarise(scores[m])} for m in methods])
+        rows += [{"model": name, "method": m, "layer": layer, **summarise(scores[m])} for m in methods]
         if arguments.picture:
             (drawn, _), *_ = maps_of(model, shown, batch_size=len(shown), **how)
             columns |= {f"{name}\n{method}": maps.cpu() for method, maps in drawn.items()}
-        if len(rows) == 1:
-            baseline = scores
+    ours = rows[-len(methods) :]
     if arguments.baseline:
-        for row in rows[-1]:
-            row |= compare(scores[row["method"]], baseline[row["method"]])
-    for row in (row for some in rows for row in some):
-        print(_say(row))
+        for row, m in zip(ours, methods, strict=True):
+            row |= compare(all_scores[1][m], all_scores[0][m])
+    print("\n".join(map(_say, rows)))
     if arguments.picture:
         draw_sheet(arguments.picture, shown, columns)
     if arguments.output:
-        asked = {"target": arguments.target or "label if any", "crop": arguments.crop}
         pictures = [os.path.relpath(arguments.picture, arguments.output.parent)] if arguments.picture else []
-        result = {
-            **rows[-1][0],
-            **asked,
-            "pictures": pictures,
-            "rows": [row for some in rows for row in some],
-        }
+        result = {**ours[0], "target": target, "crop": arguments.crop, "rows": rows, "pictures": pictures}
         write_json(arguments.output, {**result, **provenance(arguments)})
 
 

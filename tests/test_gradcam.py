@@ -316,6 +316,7 @@ class TestCommand:
             (m, method) for m in (baseline, ours) for method in METHODS
         ]
         assert result["task"] == "gradcam" and result["method"] == "grad-cam" and result["n"] == 5
+        assert result["target"] == "label" and result["pictures"] == ["p.png"]
         assert result["model"] == ours and "gain" in result
         assert {"score", "spearman", "ceiling", "low", "high", "flat", "command"} <= result.keys()
         assert Image.open(picture).width > 500
