@@ -1,5 +1,6 @@
 """Folders of images as a model wants them: its preprocessing, its classes."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,19 @@ from timm.data import ImageDataset, create_transform, resolve_data_config
 from torch import nn
 from torch.utils.data import DataLoader
 
+WHOLE = {"crop_pct": 1.0, "crop_mode": "squash"}  # for ``transform_of``: resized, nothing cut off
 
-def transform_of(model: nn.Module) -> Any:
-    """The preprocessing that the model was trained for."""
-    return create_transform(**resolve_data_config({}, model=model))
+
+def transform_of(model: nn.Module, **changes: Any) -> Any:
+    """The preprocessing that the model was trained for, with changes to timm's data config.
+
+    Raises:
+        ValueError: If the model is not for colour images.
+    """
+    config = resolve_data_config({}, model=model) | changes
+    if (channels := config["input_size"][0]) != 3:
+        raise ValueError(f"{type(model).__name__} takes inputs of {channels} channels, images have 3")
+    return create_transform(**config)
 
 
 def label_names(model: nn.Module) -> list[str]:
@@ -51,3 +61,11 @@ def image_folder(root: Path, model: nn.Module) -> ImageDataset:
 def batches(dataset: ImageDataset, batch_size: int, workers: int) -> DataLoader:
     """The images in order."""
     return DataLoader(dataset, batch_size=batch_size, num_workers=workers)
+
+
+def read(loader: DataLoader) -> Iterator[Any]:
+    """The batches of a loader; what is wrong with a file is said without the traceback of a worker."""
+    try:
+        yield from loader
+    except ValueError as error:
+        raise ValueError(str(error).splitlines()[-1].removeprefix("ValueError: ")) from error

@@ -1,9 +1,13 @@
 """Options that several subcommands share, and the types of their values."""
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch import nn
+
+from dcls_models.loading import load_model
 
 
 def at_least_1(text: str) -> int:
@@ -36,6 +40,26 @@ def which_model() -> argparse.ArgumentParser:
     parent.add_argument("--model", help="timm name, local-dir:FOLDER or hf-hub:USER/NAME")
     parent.add_argument("--checkpoint", type=Path, help="checkpoint of python -m train, instead or as well")
     return parent
+
+
+def with_baseline() -> argparse.ArgumentParser:
+    """``--baseline``, a second model."""
+    parent = argparse.ArgumentParser(add_help=False)
+    parent.add_argument("--baseline", help="model to compare with: as --model, or a checkpoint file")
+    return parent
+
+
+def models(arguments: argparse.Namespace) -> Iterator[tuple[str, nn.Module]]:
+    """Names and models of ``which_model`` and ``with_baseline``, the baseline first, one at a time.
+
+    They are in eval mode, on ``arguments.device``, and take no gradients.
+    """
+    sources: list[tuple[str | None, Path | None]] = [(arguments.model, arguments.checkpoint)]
+    if baseline := arguments.baseline:
+        sources.insert(0, (None, Path(baseline)) if Path(baseline).is_file() else (baseline, None))
+    for name, checkpoint in sources:
+        model = load_model(name, checkpoint).requires_grad_(False).to(arguments.device)
+        yield str(checkpoint or name), model
 
 
 def json_output() -> argparse.ArgumentParser:

@@ -32,15 +32,16 @@ def predict(model: nn.Module, image: Image.Image, best: int = 5) -> dict[str, fl
 def grad_cam(model: nn.Module, image: Image.Image, threshold: bool = False) -> torch.Tensor:
     """Where the model looks for its most probable class.
 
-    Grad-CAM weights the activations of the last stage with their gradients' mean over the image, and
-    rectifies the mean over channels. Threshold-Grad-CAM (arXiv:2408.03164) rectifies before the mean,
-    normalises to 0..1 and lifts everything below 0.3 to 0.3.
+    Grad-CAM weights the activations of the last stage (in FastViT of the convolution behind it) with their
+    gradients' mean over the image, and rectifies the mean over channels. Threshold-Grad-CAM
+    (arXiv:2408.03164) rectifies before the mean, normalises to 0..1 and lifts everything below 0.3 to 0.3.
 
     Returns:
         ``(H, W)`` of the model's input, in 0..1.
     """
     kept: list[torch.Tensor] = []
-    stage = model.get_submodule(model.feature_info[-1]["module"])
+    last = "final_conv" if hasattr(model, "final_conv") else model.feature_info[-1]["module"]
+    stage = model.get_submodule(last)
     hook = stage.register_forward_hook(lambda module, args, output: kept.append(output))
     inputs = inputs_of(model, image)
     try:
