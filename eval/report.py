@@ -96,7 +96,22 @@ SECTIONS = {
         "(arXiv:2203.06717).",
         {f"share_of_area/{t}": (f"{100 * float(t):.0f} %", 3) for t in ("0.2", "0.3", "0.5", "0.99")},
     ),
-    "kernels": Section("Kernels", "What the positions have learned.", {}),
+    "kernels": Section(
+        "Kernels",
+        "Per stage, in pixels: the mean distance from the middle, weighted with |kernel|, and the share of "
+        "|kernel| outside the middle 7 x 7; of the elements, their mean distance, the share at the edge of "
+        "their range, and sigma.",
+        {
+            "name": ("stage", 0),
+            "size": ("size", 0),
+            "version": ("version", 0),
+            "radius": ("radius", 2),
+            "outside_7x7": ("outside 7 x 7", 3),
+            "mean_distance": ("mean distance", 2),
+            "at_border": ("at the edge", 3),
+            "sigma/mean": ("sigma", 2),
+        },
+    ),
     "throughput": Section(
         "Speed",
         "Models of one file were timed side by side; speeds are those of the first model of the file.",
@@ -179,21 +194,20 @@ def _section(task: str, results: Sequence[dict[str, Any]], output: Path) -> Iter
     if shown:
         header = ["model", *(name for name, _ in shown.values())]
         cells = [[_value(_at(row, key), digits) for key, (_, digits) in shown.items()] for row in rows]
-        yield markdown_table(
-            header, [[_cell(r.get("model", "")), *c] for r, c in zip(rows, cells, strict=True)]
-        )
+        yield markdown_table(header, [[_cell(str(r["model"])), *c] for r, c in zip(rows, cells, strict=True)])
     for result in results:
         for name in result.get("pictures", []):
             file = result["path"].parent / name
             what = _cell(str(result.get("model", file.stem)))
             yield f"![{what}]({_link(file, output)})" if file.is_file() else f"{what}: {file} is not there."
-    yield from _reported(task, {str(row.get("model", "")) for row in rows})
+    yield from _reported(task, {str(row["model"]) for row in rows})
 
 
 def _rows(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """One per model; the rows of a robustness result are of corruptions, which are details."""
+    """One per model, or per stage of a model; the rows of a robustness result are of corruptions: details."""
     rows = result.get("rows") or [{}]
-    return rows if "model" in rows[0] else [result]
+    rows = rows if "model" in rows[0] else [result]
+    return [{"model": row.get("model"), **stage} for row in rows for stage in row.get("stages", [row])]
 
 
 def _scalars(rows: Sequence[dict[str, Any]]) -> dict[str, tuple[str, int]]:
@@ -286,6 +300,8 @@ def _at(row: dict[str, Any], key: str) -> Any:
 def _value(value: Any, digits: int) -> str:
     if value is None:
         return ""
+    if isinstance(value, list):
+        return " x ".join(map(str, value))
     if isinstance(value, str):
         return _cell(value)
     return f"{value:,.{digits}f}" if isinstance(value, float) else f"{value:,}"

@@ -34,6 +34,8 @@ def folder(tmp_path):
         write(f"g_{short}", task="gradcam", rows=[row, {**row, "method": "threshold-grad-cam"}], **row)
     rows = [{"model": "resnet50", "mode": "train", "ms": {"median": 1234.5}, "speed": 1.0}]
     write("t", task="throughput", rows=rows)
+    stages = [{"name": "stages.0", "size": [17, 17], "radius": 1.5, "sigma": {"mean": 0.5}}]
+    write("k", task="kernels", model="m", stages=stages, rows=[{"model": "m", "stages": stages}])
     write("n", task="new", model="m", measure=1.5)
     Image.new("RGB", (8, 8), "red").save(tmp_path / "seen.png")
     return tmp_path
@@ -68,6 +70,7 @@ def test_the_tables_hold_what_the_files_hold(folder):
     assert ["convnext_dcls_tiny", "threshold-grad-cam", "0.450", "0.440", "0.460", "3"] in cams
     assert len(cams) == 4
     assert ["resnet50", "train", "1,234.5", "1.00"] in rows_of(text, "Speed")
+    assert rows_of(text, "Kernels")[2] == ["m", "stages.0", "17 x 17", "1.50", "0.50"]
     assert rows_of(text, "new")[2] == ["m", "1.500"]
     assert (folder / "out_models.png").is_file() and "](out_models.png)" in text
     assert text.count("](seen.png)") == 2
@@ -86,7 +89,7 @@ def test_the_page_needs_no_other_file_and_runs_nothing(folder):
     text = report(folder, "out.html", "--title", "Ours & theirs")
     assert "<h1>Ours &amp; theirs</h1>" in text
     assert "<script" not in text and "a &lt;fast&gt; one" in text
-    assert text.count("<table>") == 8 and not re.search(r'(src|href)="(?!data:image/png;base64,)', text)
+    assert text.count("<table>") == 9 and not re.search(r'(src|href)="(?!data:image/png;base64,)', text)
     assert sorted(f.name for f in folder.iterdir() if f.suffix != ".json") == ["out.html", "seen.png"]
 
 
