@@ -134,6 +134,8 @@ class DenseData(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
+        self.train_set: Any = None
+        self.val_set: Any = None
 
     def dataset(self, training: bool) -> Dataset[Any]:
         """Pairs of an image ``(3, H, W)`` in [0, 1] and its target."""
@@ -145,6 +147,8 @@ class DenseData(pl.LightningDataModule):
         Raises:
             ValueError: If there is too little to train on.
         """
+        if self.train_set is not None:
+            return
         self.train_set, self.val_set = self.dataset(True), self.dataset(False)
         if len(self.train_set) < self.hparams["batch_size"]:
             raise ValueError(
@@ -194,6 +198,8 @@ class DenseCLI(TrainCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds what every run has."""
         self.add_run(parser)
+        # metrics that were reset in inference mode could not be updated outside of it
+        parser.set_defaults({"trainer.inference_mode": False})
 
     def before_fit(self) -> None:
         """Measures where the training starts."""
