@@ -1,4 +1,4 @@
-"""Detection and instance segmentation: torchvision's Mask R-CNN on a feature pyramid over a backbone of timm."""
+"""Detection and instance segmentation: Mask R-CNN of torchvision on a backbone of timm."""
 
 import contextlib
 from collections import OrderedDict
@@ -24,7 +24,12 @@ from train.dense import Dense, DenseCLI, DenseData, Samples
 from train.models import starts_pretrained
 from train.scenes import Scenes
 
-MEASURED = {"box_ap": "bbox_map", "box_ap50": "bbox_map_50", "mask_ap": "segm_map", "mask_ap50": "segm_map_50"}
+MEASURED = {
+    "box_ap": "bbox_map",
+    "box_ap50": "bbox_map_50",
+    "mask_ap": "segm_map",
+    "mask_ap50": "segm_map_50",
+}
 
 
 class Pyramid(nn.Module):
@@ -82,7 +87,7 @@ class Detector(Dense):
         model_kwargs: dict[str, Any] | None = None,
         channels: int = 256,
         anchor_sides: tuple[int, int, int, int, int] = (32, 64, 128, 256, 512),
-        min_size: list[int] = [800],  # noqa: B006: jsonargparse shows it, nobody changes it
+        min_size: tuple[int, ...] = (800,),
         max_size: int = 1333,
         rcnn_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
@@ -95,7 +100,7 @@ class Detector(Dense):
         anchors = AnchorGenerator(tuple((s,) for s in anchor_sides), ((0.5, 1.0, 2.0),) * len(anchor_sides))
         self.model = MaskRCNN(
             backbone,
-            min_size=tuple(min_size),
+            min_size=min_size,
             max_size=max_size,
             image_mean=cfg["mean"],
             image_std=cfg["std"],

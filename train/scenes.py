@@ -37,8 +37,8 @@ class Scenes(Dataset[Scene]):
         count: int,
         training: bool,
         side: int = 96,
-        digits_per_scene: int = 6,
-        digit_sides: tuple[int, int] = (16, 40),
+        digits_per_scene: int = 10,
+        digit_sides: tuple[int, int] = (20, 44),
     ) -> None:
         pixels, labels, held_out = digits()
         chosen = ~held_out if training else held_out
@@ -68,7 +68,8 @@ class Scenes(Dataset[Scene]):
             which = int(rng.integers(len(self.digits)))
             ink = _resized(self.digits[which][None], size)[0]
             colour = torch.from_numpy(rng.uniform(0.4, 1, (3, 1, 1))).float()
-            image[:, *place] = image[:, *place] * (1 - ink) + colour * ink
+            behind = image[(slice(None), *place)]
+            behind += ink * (colour - behind)
             masks.append(torch.zeros_like(taken))
             masks[-1][place] = ink > 0.4
             labels.append(self.labels[which])

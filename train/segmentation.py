@@ -128,9 +128,7 @@ class SegmentationData(DenseData):
             return DigitMasks(hp["scenes" if training else "val_scenes"], training, hp["scene_side"])
         split = hp["train_split" if training else "val_split"]
         transform = augmentation(hp["size"]) if training else None
-        return Masks(
-            Path(hp["root"]), split, self.num_classes, hp["size"], hp["zero_is_no_class"], transform
-        )
+        return Masks(Path(hp["root"]), split, self.num_classes, hp["size"], hp["zero_is_no_class"], transform)
 
 
 class DigitMasks(Scenes):
@@ -195,7 +193,9 @@ class Masks(Dataset):
             image = self.resize(image)
         else:
             image, mask = self.transform(tv_tensors.Image(image), tv_tensors.Mask(mask))
-        return v2.functional.to_dtype(image.as_subclass(torch.Tensor), torch.float32, scale=True), mask.as_subclass(torch.Tensor)[0]
+        return v2.functional.to_dtype(
+            image.as_subclass(torch.Tensor), torch.float32, scale=True
+        ), mask.as_subclass(torch.Tensor)[0]
 
 
 def augmentation(size: int) -> v2.Transform:
