@@ -44,6 +44,8 @@ class Dense(pl.LightningModule):
         warmup_updates: Updates of linear warm-up, part of the schedule.
         warmup_lr: Where the warm-up starts.
         min_lr: Where the schedule ends.
+        channels_last: Memory layout of images; by far the faster one for large depthwise kernels on a CPU,
+            where FastViT's stem must not have it (oneDNN's issue 6035: it writes where it may not).
     """
 
     model: nn.Module
@@ -63,9 +65,11 @@ class Dense(pl.LightningModule):
         warmup_updates: int = 0,
         warmup_lr: float = 0.0,
         min_lr: float = 0.0,
+        channels_last: bool = True,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
 
     def parts(self) -> tuple[nn.Module, nn.Module]:
         """The backbone (timm's ``features_only``), and everything else."""

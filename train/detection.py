@@ -39,11 +39,15 @@ class Pyramid(nn.Module):
         name: Name of a timm model.
         pretrained: Whether it starts from published weights.
         channels: Of every level.
+        layout: Memory layout of the images.
         **model_kwargs: More arguments of the model.
     """
 
-    def __init__(self, name: str, pretrained: bool, channels: int, **model_kwargs: Any) -> None:
+    def __init__(
+        self, name: str, pretrained: bool, channels: int, layout: torch.memory_format, **model_kwargs: Any
+    ) -> None:
         super().__init__()
+        self.layout = layout
         self.body = timm.create_model(name, pretrained=pretrained, features_only=True, **model_kwargs)
         found = self.body.feature_info.channels()[-4:]
         self.fpn = ops.FeaturePyramidNetwork(
@@ -53,7 +57,7 @@ class Pyramid(nn.Module):
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Levels ``"0"`` to ``"3"``, and ``"pool"`` at stride 64, of images ``(N, 3, H, W)``."""
-        features = self.body(images.contiguous(memory_format=torch.channels_last))[-4:]
+        features = self.body(images.contiguous(memory_format=self.layout))[-4:]
         return self.fpn(OrderedDict((str(i), f) for i, f in enumerate(features)))
 
 
@@ -95,7 +99,7 @@ class Detector(Dense):
         super().__init__(**kwargs)
         model_kwargs = model_kwargs or {}
         pretrained = starts_pretrained(name, pretrained, model_kwargs)
-        backbone = Pyramid(name, pretrained, channels, **model_kwargs)
+        backbone = Pyramid(name, pretrained, channels, self.layout, **model_kwargs)
         cfg = backbone.body.pretrained_cfg
         anchors = AnchorGenerator(tuple((s,) for s in anchor_sides), ((0.5, 1.0, 2.0),) * len(anchor_sides))
         self.model = MaskRCNN(

@@ -69,7 +69,7 @@ class Segmenter(Dense):
         """Logits ``(N, num_classes, H, W)`` of images ``(N, 3, H, W)`` in [0, 1], of any size."""
         height, width = images.shape[-2:]
         padded = F.pad(self.normalize(images), (0, -width % 32, 0, -height % 32))
-        return self.model(padded.contiguous(memory_format=torch.channels_last))[..., :height, :width]
+        return self.model(padded.contiguous(memory_format=self.layout))[..., :height, :width]
 
     def training_step(self, batch: Samples, batch_idx: int) -> torch.Tensor:
         """The mean cross-entropy of all pixels that have a class."""
