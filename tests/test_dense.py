@@ -258,7 +258,7 @@ class TestLearningRates:
 
 
 def fit(main, run, *flags):
-    main(["fit", *CPU, "--trainer.default_root_dir", str(run), *flags])
+    main(["fit", *flags, *CPU, "--trainer.default_root_dir", str(run)])
     return json.loads((run / "results.json").read_text())
 
 
@@ -283,6 +283,7 @@ class TestRuns:
         if main is segmentation.main and root:
             where += ["--data.size", "64"]
         length = ["--trainer.max_steps", "2", "--trainer.max_epochs", "-1", "--trainer.precision", "32-true"]
+        length += ["--trainer.sync_batchnorm", "false"]
         often = ["--trainer.val_check_interval", "1", "--trainer.check_val_every_n_epoch", "1"]
         scratch = ["--model.pretrained", "false", "--data.batch_size", "2"]
         if root:

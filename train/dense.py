@@ -237,11 +237,11 @@ def _provenance(trainer: pl.Trainer) -> dict[str, Any]:
     spec = sys.modules["__main__"].__spec__
     names = ("torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics")
     device = trainer.strategy.root_device
-    cuda = device.type == "cuda"
+    machine = f"{platform.machine()}, {torch.get_num_threads()} threads"
     return {
         "command": shlex.join(["python", "-m", spec.name if spec else "train", *sys.argv[1:]]),
         "date": date.today().isoformat(),
-        "machine": torch.cuda.get_device_name(device) if cuda else platform.machine(),
+        "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else machine,
         "versions": {
             "python": platform.python_version(),
             "dcls_models": dcls_models.__version__,
