@@ -429,6 +429,19 @@ class TestFolders:
             segmentation.main(["fit", *CPU, *TINY[segmentation.main], *flags])
 
     @MAINS
+    @pytest.mark.parametrize("option", ["model_kwargs", "rcnn_kwargs"])
+    def test_unknown_arguments(self, main, option):
+        if main is segmentation.main and option == "rcnn_kwargs":
+            pytest.skip("of detection only")
+        flags = [f"--model.{option}.nonsense", "1"]
+        with pytest.raises(ValueError, match=rf"model.{option} do not fit: .*nonsense"):
+            main(["fit", *CPU, *TINY[main], *flags])
+
+    def test_batches_of_one(self):
+        with pytest.raises(ValueError, match=r"data.batch_size must be at least 2"):
+            segmentation.main(["fit", *CPU, *TINY[segmentation.main], "--data.batch_size", "1"])
+
+    @MAINS
     def test_too_few_images(self, main, tmp_path):
         flags = ["--trainer.default_root_dir", str(tmp_path), "--data.scenes", "3"]
         with pytest.raises(ValueError, match=r"3 images to train on are fewer than data.batch_size 16"):

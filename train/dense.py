@@ -208,29 +208,29 @@ class DenseCLI(TrainCLI):
     def before_fit(self) -> None:
         """Measures where the training starts."""
         super().before_fit()
-        self.before = None
         if not self.trainer.fast_dev_run:
-            ckpt_path = self.config["fit"]["ckpt_path"]
-            (self.before,) = self.trainer.validate(
-                self.model, datamodule=self.datamodule, ckpt_path=ckpt_path, verbose=False
-            )
+            self.before = self._measured(self.config["fit"]["ckpt_path"])
 
     def after_fit(self) -> None:
-        """Writes the result."""
-        if self.trainer.fast_dev_run or not self.trainer.is_global_zero:
+        """Measures where it has ended, and writes the result."""
+        if self.trainer.fast_dev_run:
             return
-        after = {k: float(v) for k, v in self.trainer.callback_metrics.items() if k.startswith("val/")}
-        found = {"model": self.model.hparams["name"], **_rounded(after), "before": _rounded(self.before)}
-        found |= {"n": len(self.datamodule.val_set), "updates": self.trainer.global_step}
+        updates, found = self.trainer.global_step, self._measured()
+        if not self.trainer.is_global_zero:
+            return
+        found = {"model": self.model.hparams["name"], **found, "before": self.before}
+        found |= {"n": len(self.datamodule.val_set), "updates": updates}
         path = Path(self.trainer.default_root_dir) / "results.json"
         part = path.with_name(f".{path.name}.part")
         part.write_text(json.dumps({**found, **_provenance(self.trainer)}, indent=2) + "\n")
         part.replace(path)
         print(", ".join(f"{k} {found['before'][k]} -> {found[k]}" for k in found["before"]), f"({path})")
 
-
-def _rounded(metrics: Any) -> dict[str, float]:
-    return {k.removeprefix("val/"): round(v, 2) for k, v in metrics.items()}
+    def _measured(self, ckpt_path: str | None = None) -> dict[str, float]:
+        (found,) = self.trainer.validate(
+            self.model, datamodule=self.datamodule, ckpt_path=ckpt_path, verbose=False
+        )
+        return {k.removeprefix("val/"): round(v, 2) for k, v in found.items()}
 
 
 def _provenance(trainer: pl.Trainer) -> dict[str, Any]:

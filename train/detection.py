@@ -1,6 +1,7 @@
 """Detection and instance segmentation: Mask R-CNN of torchvision on a backbone of timm."""
 
 import contextlib
+import inspect
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from torchvision.transforms import v2
 
 from train.__main__ import launch, run
 from train.dense import Dense, DenseCLI, DenseData, Samples
-from train.models import starts_pretrained
+from train.models import made, starts_pretrained
 from train.scenes import Scenes
 
 MEASURED = {
@@ -97,13 +98,18 @@ class Detector(Dense):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        model_kwargs = model_kwargs or {}
+        model_kwargs, rcnn_kwargs = model_kwargs or {}, rcnn_kwargs or {}
+        if unknown := rcnn_kwargs.keys() - inspect.signature(MaskRCNN).parameters:  # which it would swallow
+            raise ValueError(f"model.rcnn_kwargs do not fit: MaskRCNN takes no {', '.join(unknown)}")
         pretrained = starts_pretrained(name, pretrained, model_kwargs)
-        backbone = Pyramid(name, pretrained, channels, self.layout, **model_kwargs)
+        how = {"pretrained": pretrained, "channels": channels, "layout": self.layout, **model_kwargs}
+        backbone = made(Pyramid, "model.model_kwargs", name=name, **how)
         cfg = backbone.body.pretrained_cfg
         anchors = AnchorGenerator(tuple((s,) for s in anchor_sides), ((0.5, 1.0, 2.0),) * len(anchor_sides))
-        self.model = MaskRCNN(
-            backbone,
+        self.model = made(
+            MaskRCNN,
+            "model.rcnn_kwargs",
+            backbone=backbone,
             min_size=min_size,
             max_size=max_size,
             image_mean=cfg["mean"],
@@ -113,7 +119,7 @@ class Detector(Dense):
             box_predictor=FastRCNNPredictor(4 * channels, num_classes),
             mask_head=MaskRCNNHeads(channels, (channels,) * 4, dilation=1),
             mask_predictor=MaskRCNNPredictor(channels, channels, num_classes),
-            **(rcnn_kwargs or {}),
+            **rcnn_kwargs,
         )
         self.average_precision = MeanAveragePrecision(iou_type=("bbox", "segm"))
 

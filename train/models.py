@@ -1,6 +1,7 @@
 """The model that is trained: created by timm, warm-started or frozen as asked."""
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import timm
@@ -44,6 +45,18 @@ def freeze_all_but_head(model: nn.Module) -> None:
     """Leaves gradients to the classifier only."""
     model.requires_grad_(False)
     model.get_classifier().requires_grad_(True)  # type: ignore[operator]
+
+
+def made(make: Callable[..., Any], option: str, **kwargs: Any) -> Any:
+    """What somebody has made with an option's arguments.
+
+    Raises:
+        ValueError: If they do not fit.
+    """
+    try:
+        return make(**kwargs)
+    except (AssertionError, TypeError) as error:
+        raise ValueError(f"{option} do not fit: {error}") from error
 
 
 def starts_pretrained(name: str, pretrained: bool, model_kwargs: dict[str, Any]) -> bool:

@@ -1,7 +1,6 @@
 """The LightningModule: a timm model, its loss, its averaged copy, its metrics."""
 
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -19,7 +18,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from dcls_models import CheckpointError
 from dcls_models.loading import load_model
 from dcls_models.optim import holders, param_groups, repulsion
-from train.models import build_model, freeze_all_but_head
+from train.models import build_model, freeze_all_but_head, made
 from train.optimizer import build_optimizer, build_schedule, schedule_length
 from train.readers import IGNORED
 from train.seeding import run_seed, seed_from
@@ -128,9 +127,9 @@ class Classifier(pl.LightningModule):
         self.mixup = None
         if mixup or cutmix:
             mix = {"label_smoothing": label_smoothing, "num_classes": num_classes, **(mixup_kwargs or {})}
-            self.mixup = _made(Mixup, "model.mixup_kwargs", mixup_alpha=mixup, cutmix_alpha=cutmix, **mix)
+            self.mixup = made(Mixup, "model.mixup_kwargs", mixup_alpha=mixup, cutmix_alpha=cutmix, **mix)
         how = {"smoothing": label_smoothing, "soft_targets": self.mixup is not None, **(loss_kwargs or {})}
-        self.criterion = _made(create_classification_loss, "model.loss_kwargs", loss_type=loss, **how)
+        self.criterion = made(create_classification_loss, "model.loss_kwargs", loss_type=loss, **how)
         self.ema = None
         if ema_decay is not None:
             self.ema = ModelEmaV3(self.model, decay=ema_decay, use_warmup=ema_warmup).requires_grad_(False)
@@ -327,13 +326,6 @@ class Classifier(pl.LightningModule):
                 percent = 1 if key == "loss" else 100
                 self.log(f"{stage}/{key}{end}", percent * value, prog_bar=key == "top1")
             metrics.reset()
-
-
-def _made(make: Callable[..., Any], option: str, **kwargs: Any) -> Any:
-    try:
-        return make(**kwargs)
-    except (AssertionError, TypeError) as error:
-        raise ValueError(f"{option} do not fit: {error}") from error
 
 
 def _few(names: list[str]) -> str:

@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 
 from train.__main__ import launch, run
 from train.dense import Dense, DenseCLI, DenseData, Samples
-from train.models import starts_pretrained
+from train.models import made, starts_pretrained
 from train.scenes import Scenes
 
 IGNORED = 255  # pixels that are of no class
@@ -49,8 +49,10 @@ class Segmenter(Dense):
         super().__init__(**kwargs)
         model_kwargs = model_kwargs or {}
         pretrained = starts_pretrained(name, pretrained, model_kwargs)
-        self.model = smp.UPerNet(
-            f"tu-{name}",
+        self.model = made(
+            smp.UPerNet,
+            "model.model_kwargs",
+            encoder_name=f"tu-{name}",
             encoder_weights=True if pretrained else None,
             decoder_channels=decoder_channels,
             classes=num_classes,
@@ -117,6 +119,8 @@ class SegmentationData(DenseData):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if self.hparams["batch_size"] < 2:
+            raise ValueError("data.batch_size must be at least 2: UPerNet normalises over the images")
         if (classes is None) != (self.hparams["root"] is None):
             raise ValueError("give data.root and data.classes, or (for scenes of digits) neither")
         self.num_classes = classes or 11
