@@ -218,8 +218,9 @@ class DenseCLI(TrainCLI):
         updates, found = self.trainer.global_step, self._measured()
         if not self.trainer.is_global_zero:
             return
-        found = {"model": self.model.hparams["name"], **found, "before": self.before}
-        found |= {"n": len(self.datamodule.val_set), "updates": updates}
+        model = {"model": self.model.hparams["name"], "model_kwargs": self.model.hparams["model_kwargs"] or {}}
+        size = {"n": len(self.datamodule.val_set), "updates": updates}
+        found = {**model, **found, "before": self.before, **size}
         path = Path(self.trainer.default_root_dir) / "results.json"
         part = path.with_name(f".{path.name}.part")
         part.write_text(json.dumps({**found, **_provenance(self.trainer)}, indent=2) + "\n")
