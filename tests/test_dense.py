@@ -431,7 +431,11 @@ class TestFolders:
 
     @pytest.mark.parametrize(
         ("main", "option"),
-        [(segmentation.main, "model_kwargs"), (detection.main, "model_kwargs"), (detection.main, "rcnn_kwargs")],
+        [
+            (segmentation.main, "model_kwargs"),
+            (detection.main, "model_kwargs"),
+            (detection.main, "rcnn_kwargs"),
+        ],
     )
     def test_unknown_arguments(self, main, option):
         with pytest.raises(ValueError, match=rf"model.{option} do not fit: .*nonsense"):

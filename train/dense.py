@@ -218,7 +218,10 @@ class DenseCLI(TrainCLI):
         updates, found = self.trainer.global_step, self._measured()
         if not self.trainer.is_global_zero:
             return
-        model = {"model": self.model.hparams["name"], "model_kwargs": self.model.hparams["model_kwargs"] or {}}
+        model = {
+            "model": self.model.hparams["name"],
+            "model_kwargs": self.model.hparams["model_kwargs"] or {},
+        }
         size = {"n": len(self.datamodule.val_set), "updates": updates}
         found = {**model, **found, "before": self.before, **size}
         path = Path(self.trainer.default_root_dir) / "results.json"
