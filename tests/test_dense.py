@@ -370,6 +370,13 @@ class TestFolders:
         stored = np.array(Image.open(ade20k / "annotations" / "validation" / "1.png")).astype(int)
         assert np.array_equal(mask, np.where(stored == 0, IGNORED, stored - 1))
 
+    def test_255_is_no_class_whatever_0_is(self, tmp_path):
+        for kind, values in (("images", [[9, 9, 9, 9]]), ("annotations", [[0, 1, 4, 255]])):
+            (tmp_path / kind / "training").mkdir(parents=True)
+            Image.fromarray(np.array(values, np.uint8)).save(tmp_path / kind / "training" / "a.png")
+        _, mask = self.masks(tmp_path, training=False)[0]
+        assert mask.tolist() == [[IGNORED, 0, 3, IGNORED]]
+
     def test_errors_name_the_file(self, ade20k, tmp_path):
         with pytest.raises(ValueError, match=r"0.png has class 3, but data.classes is 2"):
             list(self.masks(ade20k, classes=2, training=False))

@@ -187,7 +187,7 @@ class Masks(Dataset):
                 f"{tuple(image.shape[1:])}, got {tuple(mask.shape)}"
             )
         if self.zero_is_no_class:
-            mask = torch.where(mask == 0, IGNORED, mask - 1)
+            mask = torch.where((mask == 0) | (mask == IGNORED), IGNORED, mask - 1)
         highest = int(mask[mask != IGNORED].max()) if (mask != IGNORED).any() else 0
         if highest >= self.num_classes:
             raise ValueError(
@@ -197,9 +197,8 @@ class Masks(Dataset):
             image = self.resize(image)
         else:
             image, mask = self.transform(tv_tensors.Image(image), tv_tensors.Mask(mask))
-        return v2.functional.to_dtype(
-            image.as_subclass(torch.Tensor), torch.float32, scale=True
-        ), mask.as_subclass(torch.Tensor)[0]
+        image, mask = (t.as_subclass(torch.Tensor) for t in (image, mask))
+        return v2.functional.to_dtype(image, torch.float32, scale=True), mask[0]
 
 
 def augmentation(size: int) -> v2.Transform:
