@@ -4,12 +4,14 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 # OpenMP's threads spin while they wait: with another busy process that costs a small machine a factor of ten
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -46,22 +48,28 @@ TALKATIVE = (
 class TrainCLI(LightningCLI):
     """LightningCLI whose run lives in ``trainer.default_root_dir``: checkpoints, logs, config, pictures."""
 
+    monitor = "val/top1"
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the callbacks that every run has, and links what one part knows to what another needs."""
+        """Adds the callbacks, and links what one part knows to what another needs."""
+        self.add_run(parser)
+        parser.add_lightning_class_args(Report, "report")
+        parser.link_arguments("model.name", "data.like")
+        parser.link_arguments("data.class_names", "model.class_names", apply_on="instantiate")
+
+    def add_run(self, parser: LightningArgumentParser) -> None:
+        """Adds what every run has, whatever it trains."""
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        best = {"monitor": "val/top1", "mode": "max", "filename": "best", "enable_version_counter": False}
+        best = {"monitor": self.monitor, "mode": "max", "filename": "best", "enable_version_counter": False}
         best["save_on_train_epoch_end"] = False
         parser.set_defaults({f"checkpoint.{k}": v for k, v in best.items()})
         parser.add_lightning_class_args(KeepLast, "keep_last")
         parser.add_lightning_class_args(PositionsPicture, "positions")
-        parser.add_lightning_class_args(Report, "report")
         parser.set_defaults({"trainer.default_root_dir": "runs/default", "trainer.num_sanity_val_steps": 0})
         parser.link_arguments(
             "trainer.default_root_dir", "checkpoint.dirpath", lambda root: str(Path(root) / "checkpoints")
         )
-        parser.link_arguments("model.name", "data.like")
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
-        parser.link_arguments("data.class_names", "model.class_names", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses, and finds the checkpoint that ``last`` means."""
@@ -148,6 +156,18 @@ def _loggers(root: Path, resumed: bool) -> list[dict[str, Any]]:
 
 def main(args: ArgsType = None) -> None:
     """Runs ``fit``, ``validate``, ``test`` or ``predict``."""
+    parser = {"prog": "python -m train", "description": "Trains and uses image classifiers."}
+    launch(TrainCLI, Classifier, Images, parser, args)
+
+
+def launch(
+    cli: type[TrainCLI],
+    model: type[pl.LightningModule],
+    data: type[pl.LightningDataModule],
+    parser: dict[str, Any],
+    args: ArgsType = None,
+) -> None:
+    """Runs a command line, quietly."""
     level = logging.INFO if getattr(rank_zero_only, "rank", 0) in (None, 0) else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s")
     for name in TALKATIVE:
@@ -155,14 +175,14 @@ def main(args: ArgsType = None) -> None:
     with warnings.catch_warnings():
         for message in QUIET:
             warnings.filterwarnings("ignore", message)
-        TrainCLI(
-            Classifier,
-            Images,
+        cli(
+            model,
+            data,
             args=args,
             seed_everything_default=0,
             auto_configure_optimizers=False,  # model.opt: the positions need their own group
             save_config_kwargs={"overwrite": True},
-            parser_kwargs={"prog": "python -m train", "description": "Trains and uses image classifiers."},
+            parser_kwargs=parser,
         )
 
 
@@ -174,10 +194,10 @@ def reason(error: BaseException) -> str:
     return lines[0] if len(lines) == 1 else " ".join(line.strip() for line in lines[:3])
 
 
-def run(args: ArgsType = None) -> None:
-    """The same, with one line that says what is wrong instead of a traceback."""
+def run(args: ArgsType = None, command: Callable[[ArgsType], None] = main) -> None:
+    """The same, or another command line, with one line that says what is wrong instead of a traceback."""
     try:
-        main(args)
+        command(args)
     except torch.multiprocessing.ProcessExitedException as error:
         sys.exit(error.exit_code)  # of the processes that ddp_fork and ddp_spawn have started
     except torch.OutOfMemoryError:

@@ -41,7 +41,7 @@ def _config_of(name: str) -> dict[str, Any] | None:
     return None
 
 
-def _leave_signals_to_the_trainer(worker: int) -> None:
+def leave_signals_to_the_trainer(worker: int) -> None:
     """SLURM and terminals signal workers too; one that dies of it would end the training with an error."""
     for signum in SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
@@ -315,7 +315,7 @@ class Images(pl.LightningDataModule):
         return {
             "batch_size": self.hparams["batch_size"],
             "num_workers": workers,
-            "worker_init_fn": _leave_signals_to_the_trainer,
+            "worker_init_fn": leave_signals_to_the_trainer,
             "persistent_workers": workers > 0,
             "pin_memory": pin,
         }

@@ -23,15 +23,20 @@ def write_digits(root: Path, val_share: float = 0.2, seed: int = 0) -> int:
     Returns:
         How many images there are.
     """
-    images, labels = load_digits(return_X_y=True)
-    pixels = np.round(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    _, val = train_test_split(range(len(labels)), test_size=val_share, stratify=labels, random_state=seed)
-    held_out = set(val)
+    pixels, labels, held_out = digits(val_share, seed)
     for i, (image, label) in enumerate(zip(pixels, labels, strict=True)):
-        folder = root / ("val" if i in held_out else "train") / str(label)
+        folder = root / ("val" if held_out[i] else "train") / str(label)
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(folder / f"{i:04}.png")
     return len(labels)
+
+
+def digits(val_share: float = 0.2, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The images ``(n, 8, 8)`` of bytes, their labels ``(n,)``, and which are held out ``(n,)``."""
+    images, labels = load_digits(return_X_y=True)
+    pixels = np.round(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    _, val = train_test_split(range(len(labels)), test_size=val_share, stratify=labels, random_state=seed)
+    return pixels, labels, np.isin(np.arange(len(labels)), val)
 
 
 if __name__ == "__main__":

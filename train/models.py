@@ -1,6 +1,7 @@
 """The model that is trained: created by timm, warm-started or frozen as asked."""
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import timm
@@ -27,13 +28,9 @@ def build_model(
     Raises:
         ValueError: If timm knows no such model, or the arguments or the warm start do not fit it.
     """
-    if ":" not in name and not timm.is_model(name.split(".")[0]):
-        raise ValueError(f"timm knows no model {name!r}; timm.list_models('*dcls*') lists those of the zoo")
     if pretrained and warm_start:
         raise ValueError("start from model.pretrained or from model.warm_start, not from both")
-    if pretrained and not _has_weights(name, model_kwargs):
-        _logger.warning("WARNING: %s has no published weights: it starts from RANDOM ones", name)
-        pretrained = False
+    pretrained = starts_pretrained(name, pretrained, model_kwargs)
     try:
         model = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **model_kwargs)
     except TypeError as error:
@@ -48,6 +45,32 @@ def freeze_all_but_head(model: nn.Module) -> None:
     """Leaves gradients to the classifier only."""
     model.requires_grad_(False)
     model.get_classifier().requires_grad_(True)  # type: ignore[operator]
+
+
+def made(make: Callable[..., Any], option: str, **kwargs: Any) -> Any:
+    """What somebody has made with an option's arguments.
+
+    Raises:
+        ValueError: If they do not fit.
+    """
+    try:
+        return make(**kwargs)
+    except (AssertionError, TypeError) as error:
+        raise ValueError(f"{option} do not fit: {error}") from error
+
+
+def starts_pretrained(name: str, pretrained: bool, model_kwargs: dict[str, Any]) -> bool:
+    """Whether a model starts from published weights: those it was asked for, if there are any.
+
+    Raises:
+        ValueError: If timm knows no such model.
+    """
+    if ":" not in name and not timm.is_model(name.split(".")[0]):
+        raise ValueError(f"timm knows no model {name!r}; timm.list_models('*dcls*') lists those of the zoo")
+    if pretrained and not _has_weights(name, model_kwargs):
+        _logger.warning("WARNING: %s has no published weights: it starts from RANDOM ones", name)
+        return False
+    return pretrained
 
 
 def _has_weights(name: str, model_kwargs: dict[str, Any]) -> bool:

@@ -1,8 +1,6 @@
 """The LightningModule: a timm model, its loss, its averaged copy, its metrics."""
 
 import logging
-import math
-from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -19,9 +17,9 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from dcls_models import CheckpointError
 from dcls_models.loading import load_model
-from dcls_models.optim import holders, repulsion
-from train.models import build_model, freeze_all_but_head
-from train.optimizer import build_optimizer, build_schedule
+from dcls_models.optim import holders, param_groups, repulsion
+from train.models import build_model, freeze_all_but_head, made
+from train.optimizer import build_optimizer, build_schedule, schedule_length
 from train.readers import IGNORED
 from train.seeding import run_seed, seed_from
 
@@ -129,9 +127,9 @@ class Classifier(pl.LightningModule):
         self.mixup = None
         if mixup or cutmix:
             mix = {"label_smoothing": label_smoothing, "num_classes": num_classes, **(mixup_kwargs or {})}
-            self.mixup = _made(Mixup, "model.mixup_kwargs", mixup_alpha=mixup, cutmix_alpha=cutmix, **mix)
+            self.mixup = made(Mixup, "model.mixup_kwargs", mixup_alpha=mixup, cutmix_alpha=cutmix, **mix)
         how = {"smoothing": label_smoothing, "soft_targets": self.mixup is not None, **(loss_kwargs or {})}
-        self.criterion = _made(create_classification_loss, "model.loss_kwargs", loss_type=loss, **how)
+        self.criterion = made(create_classification_loss, "model.loss_kwargs", loss_type=loss, **how)
         self.ema = None
         if ema_decay is not None:
             self.ema = ModelEmaV3(self.model, decay=ema_decay, use_warmup=ema_warmup).requires_grad_(False)
@@ -275,16 +273,12 @@ class Classifier(pl.LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         """Optimizer and schedule of timm, with our groups, stepped per update."""
         hp = self.hparams
-        names = ("opt", "lr", "weight_decay", "positions_lr_scale", "layer_decay", "opt_kwargs")
-        optimizer = build_optimizer(self.model, **{k: hp[k] for k in names})
-        per_epoch = self._updates_per_epoch()
+        names = ("lr", "weight_decay", "positions_lr_scale", "layer_decay")
+        groups = param_groups(self.model, **{k: hp[k] for k in names})
+        optimizer = build_optimizer(groups, hp["opt"], hp["lr"], hp["weight_decay"], hp["opt_kwargs"])
+        updates, per_epoch = schedule_length(self.trainer)
         names = ("sched", "warmup_epochs", "warmup_lr", "min_lr", "sched_kwargs")
-        scheduler = build_schedule(
-            optimizer,
-            updates=self._total_updates(per_epoch),
-            updates_per_epoch=per_epoch,
-            **{k: hp[k] for k in names},
-        )
+        scheduler = build_schedule(optimizer, updates, per_epoch, **{k: hp[k] for k in names})
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
@@ -332,27 +326,6 @@ class Classifier(pl.LightningModule):
                 percent = 1 if key == "loss" else 100
                 self.log(f"{stage}/{key}{end}", percent * value, prog_bar=key == "top1")
             metrics.reset()
-
-    def _total_updates(self, per_epoch: int) -> int:
-        epochs, steps = self.trainer.max_epochs or -1, self.trainer.max_steps
-        limits = [n for n in (epochs * per_epoch, steps) if n > 0]  # -1: no such limit
-        if not limits:
-            raise ValueError("set trainer.max_epochs or trainer.max_steps: the schedule needs an end")
-        return min(limits)
-
-    def _updates_per_epoch(self) -> int:
-        """Of the optimizer; not ``trainer.estimated_stepping_batches``, which spoils resuming (2.6)."""
-        trainer = self.trainer
-        batches, limit = trainer.datamodule.train_batches(trainer.world_size), trainer.limit_train_batches
-        batches = min(batches, limit) if isinstance(limit, int) else math.ceil(batches * (limit or 1.0))
-        return math.ceil(batches / trainer.accumulate_grad_batches)
-
-
-def _made(make: Callable[..., Any], option: str, **kwargs: Any) -> Any:
-    try:
-        return make(**kwargs)
-    except (AssertionError, TypeError) as error:
-        raise ValueError(f"{option} do not fit: {error}") from error
 
 
 def _few(names: list[str]) -> str:

@@ -1,33 +1,27 @@
 """Optimizer and schedule from timm, with the groups of ``dcls_models.optim``."""
 
 import logging
+import math
 from typing import Any
 
+import pytorch_lightning as pl
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
-from torch import nn
 from torch.optim import Optimizer
 
-from dcls_models.optim import param_groups
+from dcls_models.optim import ParamGroup
 
 _logger = logging.getLogger(__name__)
 
 
 def build_optimizer(
-    model: nn.Module,
-    opt: str,
-    lr: float,
-    weight_decay: float,
-    positions_lr_scale: float,
-    layer_decay: float | None,
-    opt_kwargs: dict[str, Any] | None,
+    groups: list[ParamGroup], opt: str, lr: float, weight_decay: float, opt_kwargs: dict[str, Any] | None
 ) -> Optimizer:
-    """An optimizer of timm, whose groups are logged.
+    """An optimizer of timm for the groups of ``dcls_models.optim.param_groups``, which are logged.
 
     Raises:
         ValueError: If timm knows no such optimizer, or the optimizer no such argument.
     """
-    groups = param_groups(model, lr, weight_decay, positions_lr_scale, layer_decay)
     for group in groups:
         count = sum(p.numel() for p in group["params"])
         _logger.info(
@@ -46,9 +40,9 @@ def build_optimizer(
 
 def build_schedule(
     optimizer: Optimizer,
-    sched: str,
     updates: int,
     updates_per_epoch: int,
+    sched: str,
     warmup_epochs: float,
     warmup_lr: float,
     min_lr: float,
@@ -79,3 +73,21 @@ def build_schedule(
         raise ValueError(f"model.sched {sched!r} with {sched_kwargs or {}}: {error}") from error
     scheduler.updates = updates
     return scheduler
+
+
+def schedule_length(trainer: pl.Trainer) -> tuple[int, int]:
+    """Updates of the whole training, and of an epoch.
+
+    Not ``trainer.estimated_stepping_batches``, which spoils resuming (2.6).
+
+    Raises:
+        ValueError: If the training has no end.
+    """
+    batches, limit = trainer.datamodule.train_batches(trainer.world_size), trainer.limit_train_batches
+    batches = min(batches, limit) if isinstance(limit, int) else math.ceil(batches * (limit or 1.0))
+    per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
+    epochs, steps = trainer.max_epochs or -1, trainer.max_steps
+    limits = [n for n in (epochs * per_epoch, steps) if n > 0]  # -1: no such limit
+    if not limits:
+        raise ValueError("set trainer.max_epochs or trainer.max_steps: the schedule needs an end")
+    return min(limits), per_epoch

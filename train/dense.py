@@ -1,0 +1,254 @@
+"""What segmentation and detection share: optimizer, schedule, loaders, command line, the result."""
+
+import json
+import platform
+import re
+import shlex
+import sys
+from datetime import date
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.cli import LightningArgumentParser
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+import dcls_models
+from dcls_models.optim import param_groups
+from train.__main__ import TrainCLI
+from train.data import leave_signals_to_the_trainer
+from train.optimizer import build_optimizer, build_schedule, schedule_length
+
+STAGE = re.compile(r"(?:stages_|layer)(\d+)(?:\.(?:blocks\.)?(\d+))?")
+Samples = tuple[tuple[torch.Tensor, ...], tuple[Any, ...]]
+
+
+class Dense(pl.LightningModule):
+    """A model with a backbone of timm; a subclass makes ``model`` and names its parts and its task.
+
+    Args:
+        opt: Optimizer, by its timm name.
+        opt_kwargs: More arguments of the optimizer (``betas``, ``eps``, ...).
+        lr: Learning rate for the batch size that is used.
+        weight_decay: Weight decay of the parameters that decay.
+        positions_lr_scale: Factor on the learning rate of positions and sigma.
+        backbone_lr_scale: Factor on the learning rate of the backbone.
+        layer_decay: Factor on the learning rate per layer of the backbone, counted from its last.
+        blocks_per_layer: Blocks that count as one layer there; a whole stage by default.
+        sched: Schedule, by its timm name, stepped per update.
+        sched_kwargs: More arguments of the schedule (``decay_milestones``, ``decay_rate``, ...).
+        warmup_updates: Updates of linear warm-up, part of the schedule.
+        warmup_lr: Where the warm-up starts.
+        min_lr: Where the schedule ends.
+        channels_last: Memory layout of images; by far the faster one for large depthwise kernels on a CPU,
+            where FastViT's stem must not have it (oneDNN's issue 6035: it writes where it may not).
+    """
+
+    model: nn.Module
+
+    def __init__(
+        self,
+        opt: str = "adamw",
+        opt_kwargs: dict[str, Any] | None = None,
+        lr: float = 1e-4,
+        weight_decay: float = 0.05,
+        positions_lr_scale: float = 5.0,
+        backbone_lr_scale: float = 1.0,
+        layer_decay: float | None = None,
+        blocks_per_layer: int | None = None,
+        sched: str = "cosine",
+        sched_kwargs: dict[str, Any] | None = None,
+        warmup_updates: int = 0,
+        warmup_lr: float = 0.0,
+        min_lr: float = 0.0,
+        channels_last: bool = True,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+
+    def parts(self) -> tuple[nn.Module, nn.Module]:
+        """The backbone (timm's ``features_only``), and everything else."""
+        raise NotImplementedError
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Optimizer and schedule of timm, with our groups, stepped per update."""
+        hp = self.hparams
+        backbone, heads = self.parts()
+        # where timm's layer decay looks, which features_only has not
+        backbone.group_matcher = lambda coarse: partial(layer_of, blocks_per_layer=hp["blocks_per_layer"])  # type: ignore
+        scales = {k: hp[k] for k in ("weight_decay", "positions_lr_scale")}
+        groups = param_groups(
+            backbone, hp["lr"] * hp["backbone_lr_scale"], layer_decay=hp["layer_decay"], **scales
+        )
+        groups += param_groups(heads, hp["lr"], **scales)
+        optimizer = build_optimizer(groups, hp["opt"], hp["lr"], hp["weight_decay"], hp["opt_kwargs"])
+        updates, per_epoch = schedule_length(self.trainer)
+        names = ("sched", "warmup_lr", "min_lr", "sched_kwargs")
+        scheduler = build_schedule(
+            optimizer,
+            updates,
+            per_epoch,
+            warmup_epochs=hp["warmup_updates"] / per_epoch,
+            **{k: hp[k] for k in names},
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Timm's schedulers are told the number of updates."""
+        scheduler.step_update(num_updates=self.global_step)
+
+
+def layer_of(name: str, blocks_per_layer: int | None) -> tuple[int, ...]:
+    """The layer of a parameter of timm's ``features_only``, for layer decay: the stem, then the stages.
+
+    With three blocks per layer that is how ConvNeXt's authors count for COCO.
+    """
+    found = STAGE.match(name)
+    if not found:
+        return (-1, 0)
+    stage, block = int(found[1]), int(found[2] or 0)
+    return (stage, block // blocks_per_layer if blocks_per_layer else 0)
+
+
+class DenseData(pl.LightningDataModule):
+    """Images and what is to be found in them; a subclass says which data sets.
+
+    Args:
+        root: Folder of the data; without one, scenes of handwritten digits that are made as they are needed.
+        batch_size: Images per device and update.
+        num_workers: Processes that read images.
+        scenes: How many scenes of digits there are to train on.
+        val_scenes: How many, of other digits, to validate on.
+        scene_side: Their height and width in pixels.
+    """
+
+    def __init__(
+        self,
+        root: str | None = None,
+        batch_size: int = 16,
+        num_workers: int = 2,
+        scenes: int = 2000,
+        val_scenes: int = 200,
+        scene_side: int = 96,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.train_set: Any = None
+        self.val_set: Any = None
+
+    def dataset(self, training: bool) -> Dataset[Any]:
+        """Pairs of an image ``(3, H, W)`` in [0, 1] and its target."""
+        raise NotImplementedError
+
+    def setup(self, stage: str | None = None) -> None:
+        """Opens the data sets.
+
+        Raises:
+            ValueError: If there is too little to train on.
+        """
+        if self.train_set is not None:
+            return
+        self.train_set, self.val_set = self.dataset(True), self.dataset(False)
+        if len(self.train_set) < self.hparams["batch_size"]:
+            raise ValueError(
+                f"{len(self.train_set)} images to train on are fewer than data.batch_size "
+                f"{self.hparams['batch_size']}"
+            )
+
+    def train_batches(self, world_size: int) -> int:
+        """Per epoch and device."""
+        return len(self.train_set) // (self.hparams["batch_size"] * world_size)
+
+    def train_dataloader(self) -> DataLoader:
+        """In a random order."""
+        return self._loader(self.train_set, shuffle=True, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader:
+        """In order."""
+        return self._loader(self.val_set)
+
+    def _loader(self, dataset: Dataset[Any], **kwargs: Any) -> DataLoader:
+        workers = self.hparams["num_workers"]
+        return DataLoader(
+            dataset,
+            self.hparams["batch_size"],
+            num_workers=workers,
+            collate_fn=unzipped,
+            worker_init_fn=leave_signals_to_the_trainer,
+            persistent_workers=workers > 0,
+            **kwargs,
+        )
+
+
+def unzipped(samples: list[tuple[torch.Tensor, Any]]) -> Samples:
+    """A batch of images that may differ in size: a tuple of them, and one of their targets."""
+    images, targets = zip(*samples, strict=True)
+    return images, targets
+
+
+class DenseCLI(TrainCLI):
+    """Measures before and after the training, and writes both to ``results.json`` in the run's folder."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Those that segmentation and detection have."""
+        return {k: v for k, v in TrainCLI.subcommands().items() if k in ("fit", "validate")}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds what every run has."""
+        self.add_run(parser)
+        # metrics that were reset in inference mode could not be updated outside of it
+        parser.set_defaults({"trainer.inference_mode": False})
+
+    def before_fit(self) -> None:
+        """Measures where the training starts."""
+        super().before_fit()
+        if not self.trainer.fast_dev_run:
+            self.before = self._measured(self.config["fit"]["ckpt_path"])
+
+    def after_fit(self) -> None:
+        """Measures where it has ended, and writes the result."""
+        if self.trainer.fast_dev_run:
+            return
+        updates, found = self.trainer.global_step, self._measured()
+        if not self.trainer.is_global_zero:
+            return
+        model = {
+            "model": self.model.hparams["name"],
+            "model_kwargs": self.model.hparams["model_kwargs"] or {},
+        }
+        size = {"n": len(self.datamodule.val_set), "updates": updates}
+        found = {**model, **found, "before": self.before, **size}
+        path = Path(self.trainer.default_root_dir) / "results.json"
+        part = path.with_name(f".{path.name}.part")
+        part.write_text(json.dumps({**found, **_provenance(self.trainer)}, indent=2) + "\n")
+        part.replace(path)
+        print(", ".join(f"{k} {found['before'][k]} -> {found[k]}" for k in found["before"]), f"({path})")
+
+    def _measured(self, ckpt_path: str | None = None) -> dict[str, float]:
+        (found,) = self.trainer.validate(
+            self.model, datamodule=self.datamodule, ckpt_path=ckpt_path, verbose=False
+        )
+        return {k.removeprefix("val/"): round(v, 2) for k, v in found.items()}
+
+
+def _provenance(trainer: pl.Trainer) -> dict[str, Any]:
+    spec = sys.modules["__main__"].__spec__
+    names = ("torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics")
+    device = trainer.strategy.root_device
+    machine = f"{platform.machine()}, {torch.get_num_threads()} threads"
+    return {
+        "command": shlex.join(["python", "-m", spec.name if spec else "train", *sys.argv[1:]]),
+        "date": date.today().isoformat(),
+        "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else machine,
+        "versions": {
+            "python": platform.python_version(),
+            "dcls_models": dcls_models.__version__,
+            **{name: version(name) for name in names},
+        },
+    }
