@@ -12,6 +12,7 @@ from timm.utils.model import reparameterize_model
 from torch import nn
 
 import dcls_models
+from dcls_models.onednn import overruns
 from eval.options import at_least_1, timed
 from eval.peers import with_authors_layers
 from eval.results import provenance, write_json
@@ -122,6 +123,8 @@ def _best_layout(name: str, mode: str, settings: Settings) -> tuple[str, Callabl
     steps = {}
     for layout, memory_format in LAYOUTS.items():
         model = build(name, mode, settings.pretrained).to(settings.device, memory_format=memory_format)
+        if steps and mode == "train" and settings.device == "cpu" and overruns(model):
+            continue  # not safe in channels_last
         side = settings.img_size or model.default_cfg["input_size"][-1]
         images = torch.randn(settings.batch_size, 3, side, side, device=settings.device)
         if settings.compiled:

@@ -136,17 +136,10 @@ def kwargs_of(name):
     return {}
 
 
-def layout_of(name):
-    """Not channels_last for FastViT, whose stem makes oneDNN write where it may not (its issue 6035)."""
-    return {"channels_last": "fastvit" not in name}
-
-
 class TestFamilies:
     @pytest.mark.parametrize("name", FAMILIES)
     def test_segmentation(self, name):
-        module = Segmenter(
-            name, num_classes=11, decoder_channels=16, model_kwargs=kwargs_of(name), **layout_of(name)
-        )
+        module = Segmenter(name, num_classes=11, decoder_channels=16, model_kwargs=kwargs_of(name))
         module.log = lambda *_, **__: None
         batch = unzipped([DigitMasks(2, training=True)[i] for i in range(2)])
         assert module(torch.stack(batch[0])[..., :70, :50]).shape == (2, 11, 70, 50)
@@ -163,7 +156,6 @@ class TestFamilies:
             min_size=(96,),
             max_size=96,
             rcnn_kwargs=SMALL_RCNN,
-            **layout_of(name),
         )
         module.log = module.log_dict = lambda *_, **__: None
         batch = unzipped([DigitBoxes(2, training=True)[i] for i in range(2)])

@@ -40,6 +40,7 @@ from tests.training import (
 from train.__main__ import main, reason, run
 from train.checkpoints import KeepLast
 from train.data import Images
+from train.models import laid_out
 from train.module import Classifier, NotFiniteError
 from train.study import VARIANTS
 from train.study import main as study
@@ -519,3 +520,15 @@ def test_the_study_measures_every_variant(tmp_path, capsys):
     sizes = {label: found["parameters"] for label, found in written["results"].items()}
     assert sizes["DCLS v0"] == sizes["DCLS v1"] == pytest.approx(sizes["dense 7x7"], rel=0.02)
     assert Image.open(tmp_path / "study.png").width > 300
+
+
+def test_on_a_cpu_no_layout_that_overruns_memory():
+    images = torch.randn(2, 3, 32, 32)
+    for name, expected in (
+        ("test_fastvit_dcls", torch.contiguous_format),
+        ("test_convnext_dcls", torch.channels_last),
+    ):
+        model = timm.create_model(name, num_classes=2)
+        assert laid_out(images, model, True).is_contiguous(memory_format=expected), name
+        assert laid_out(images.to(memory_format=torch.channels_last), model, False).is_contiguous()
+    assert laid_out(images.to("meta"), timm.create_model("test_fastvit_dcls"), True).stride()[1] == 1

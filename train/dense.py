@@ -44,8 +44,8 @@ class Dense(pl.LightningModule):
         warmup_updates: Updates of linear warm-up, part of the schedule.
         warmup_lr: Where the warm-up starts.
         min_lr: Where the schedule ends.
-        channels_last: Memory layout of images; by far the faster one for large depthwise kernels on a CPU,
-            where FastViT's stem must not have it (oneDNN's issue 6035: it writes where it may not).
+        channels_last: Memory layout of images; by far the faster one for large depthwise kernels on a CPU
+            (and not taken there where it is not safe: FastViT).
     """
 
     model: nn.Module
@@ -69,7 +69,6 @@ class Dense(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.layout = torch.channels_last if channels_last else torch.contiguous_format
 
     def parts(self) -> tuple[nn.Module, nn.Module]:
         """The backbone (timm's ``features_only``), and everything else."""

@@ -22,7 +22,7 @@ from torchvision.transforms import v2
 
 from train.__main__ import launch, run
 from train.dense import Dense, DenseCLI, DenseData, Samples
-from train.models import made, starts_pretrained
+from train.models import laid_out, made, starts_pretrained
 from train.scenes import Scenes
 
 MEASURED = {
@@ -40,15 +40,15 @@ class Pyramid(nn.Module):
         name: Name of a timm model.
         pretrained: Whether it starts from published weights.
         channels: Of every level.
-        layout: Memory layout of the images.
+        channels_last: Memory layout of the images.
         **model_kwargs: More arguments of the model.
     """
 
     def __init__(
-        self, name: str, pretrained: bool, channels: int, layout: torch.memory_format, **model_kwargs: Any
+        self, name: str, pretrained: bool, channels: int, channels_last: bool, **model_kwargs: Any
     ) -> None:
         super().__init__()
-        self.layout = layout
+        self.channels_last = channels_last
         self.body = timm.create_model(name, pretrained=pretrained, features_only=True, **model_kwargs)
         found = self.body.feature_info.channels()[-4:]
         self.fpn = ops.FeaturePyramidNetwork(
@@ -58,7 +58,7 @@ class Pyramid(nn.Module):
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Levels ``"0"`` to ``"3"``, and ``"pool"`` at stride 64, of images ``(N, 3, H, W)``."""
-        features = self.body(images.contiguous(memory_format=self.layout))[-4:]
+        features = self.body(laid_out(images, self.body, self.channels_last))[-4:]
         return self.fpn(OrderedDict((str(i), f) for i, f in enumerate(features)))
 
 
@@ -102,7 +102,12 @@ class Detector(Dense):
         if unknown := rcnn_kwargs.keys() - inspect.signature(MaskRCNN).parameters:  # which it would swallow
             raise ValueError(f"model.rcnn_kwargs do not fit: MaskRCNN takes no {', '.join(unknown)}")
         pretrained = starts_pretrained(name, pretrained, model_kwargs)
-        how = {"pretrained": pretrained, "channels": channels, "layout": self.layout, **model_kwargs}
+        how = {
+            "pretrained": pretrained,
+            "channels": channels,
+            "channels_last": self.hparams["channels_last"],
+            **model_kwargs,
+        }
         backbone = made(Pyramid, "model.model_kwargs", name=name, **how)
         cfg = backbone.body.pretrained_cfg
         anchors = AnchorGenerator(tuple((s,) for s in anchor_sides), ((0.5, 1.0, 2.0),) * len(anchor_sides))

@@ -5,10 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 import timm
+import torch
 from torch import nn
 
 import dcls_models
 from dcls_models.loading import load_model
+from dcls_models.onednn import overruns
 
 _logger = logging.getLogger(__name__)
 
@@ -78,3 +80,10 @@ def _has_weights(name: str, model_kwargs: dict[str, Any]) -> bool:
         return True
     cfg = timm.get_pretrained_cfg(name)
     return bool(cfg and cfg.has_weights)
+
+
+def laid_out(images: torch.Tensor, model: nn.Module, channels_last: bool) -> torch.Tensor:
+    """The images ``(N, C, H, W)`` in the memory layout that was asked for, unless that is not safe here."""
+    if not channels_last or (images.device.type == "cpu" and overruns(model)):
+        return images.contiguous()
+    return images.contiguous(memory_format=torch.channels_last)

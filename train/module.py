@@ -18,7 +18,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from dcls_models import CheckpointError
 from dcls_models.loading import load_model
 from dcls_models.optim import holders, param_groups, repulsion
-from train.models import build_model, freeze_all_but_head, made
+from train.models import build_model, freeze_all_but_head, laid_out, made
 from train.optimizer import build_optimizer, build_schedule, schedule_length
 from train.readers import IGNORED
 from train.seeding import run_seed, seed_from
@@ -68,7 +68,8 @@ class Classifier(pl.LightningModule):
         teacher_temperature: Of both softmaxes.
         ema_decay: Decay of the averaged weights, which are validated and saved beside the raw ones.
         ema_warmup: Whether the decay starts low (timm's warm-up).
-        channels_last: Memory layout of images; by far the faster one for large depthwise kernels on a CPU.
+        channels_last: Memory layout of images; by far the faster one for large depthwise kernels on a CPU
+            (and not taken there where it is not safe: FastViT).
         grad_checkpointing: Whether activations are computed again in the backward pass, to save memory.
         compile: Backend of ``torch.compile`` (``inductor``) for the model; not compiled by default.
 
@@ -123,7 +124,6 @@ class Classifier(pl.LightningModule):
             freeze_all_but_head(self.model)
         if grad_checkpointing:
             self.model.set_grad_checkpointing(True)
-        self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.mixup = None
         if mixup or cutmix:
             mix = {"label_smoothing": label_smoothing, "num_classes": num_classes, **(mixup_kwargs or {})}
@@ -140,7 +140,7 @@ class Classifier(pl.LightningModule):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits ``(N, num_classes)`` of images ``(N, 3, H, W)``."""
-        return self.model(images.contiguous(memory_format=self.layout))
+        return self.model(self._laid_out(images))
 
     def configure_model(self) -> None:
         """Compiles the model, not the whole module (parameters keep their names), and shards it (FSDP2)."""
@@ -308,7 +308,7 @@ class Classifier(pl.LightningModule):
         return {"raw": self.model} if self.ema is None else {"raw": self.model, "ema": self.ema.module}
 
     def _laid_out(self, images: torch.Tensor) -> torch.Tensor:
-        return images.contiguous(memory_format=self.layout)
+        return laid_out(images, self.model, self.hparams["channels_last"])
 
     def _distance_to_teacher(self, images: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         teacher, t = self._teacher[0], self.hparams["teacher_temperature"]

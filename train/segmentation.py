@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 
 from train.__main__ import launch, run
 from train.dense import Dense, DenseCLI, DenseData, Samples
-from train.models import made, starts_pretrained
+from train.models import laid_out, made, starts_pretrained
 from train.scenes import Scenes
 
 IGNORED = 255  # pixels that are of no class
@@ -71,7 +71,8 @@ class Segmenter(Dense):
         """Logits ``(N, num_classes, H, W)`` of images ``(N, 3, H, W)`` in [0, 1], of any size."""
         height, width = images.shape[-2:]
         padded = F.pad(self.normalize(images), (0, -width % 32, 0, -height % 32))
-        return self.model(padded.contiguous(memory_format=self.layout))[..., :height, :width]
+        padded = laid_out(padded, self.model, self.hparams["channels_last"])
+        return self.model(padded)[..., :height, :width]
 
     def training_step(self, batch: Samples, batch_idx: int) -> torch.Tensor:
         """The mean cross-entropy of all pixels that have a class."""
