@@ -12,7 +12,13 @@ import torch
 from eval import accuracy, layers, pictures, throughput
 
 COMMANDS = (accuracy, pictures, throughput, layers)
-WRITTEN = ("output", "predictions", "picture")  # options that name a file to write
+WRITTEN = (
+    "output",
+    "predictions",
+    "per_class",
+    "results_csv",
+    "picture",
+)  # options that name a file to write
 
 
 def parser() -> argparse.ArgumentParser:

@@ -5,7 +5,6 @@ from typing import Any
 
 from timm.data import ImageDataset, create_transform, resolve_data_config
 from torch import nn
-from torch.utils.data import DataLoader
 
 
 def transform_of(model: nn.Module) -> Any:
@@ -46,8 +45,3 @@ def image_folder(root: Path, model: nn.Module) -> ImageDataset:
         return ImageDataset(str(root), class_map=class_map, transform=transform_of(model))
     except RuntimeError as error:
         raise FileNotFoundError(f"no images in {root}: expected one folder per class") from error
-
-
-def batches(dataset: ImageDataset, batch_size: int, workers: int) -> DataLoader:
-    """The images in order."""
-    return DataLoader(dataset, batch_size=batch_size, num_workers=workers)
