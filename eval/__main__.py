@@ -9,9 +9,9 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler would report
 
 import torch
 
-from eval import accuracy, layers, pictures, throughput
+from eval import accuracy, layers, pictures, robustness, throughput
 
-COMMANDS = (accuracy, pictures, throughput, layers)
+COMMANDS = (accuracy, robustness, pictures, throughput, layers)
 WRITTEN = (
     "output",
     "predictions",

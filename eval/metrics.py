@@ -23,8 +23,8 @@ def summary(found: Outputs) -> dict[str, Any]:
         found: Of readable images.
 
     Returns:
-        ``top1``, ``top5`` (rounded as timm's ``validate.py`` does), ``loss`` (negative log-likelihood), ``ece``
-        (expected calibration error with 15 bins, Guo et al. 2017, arXiv:1706.04599, in percent) and ``n``.
+        ``top1``, ``top5`` (rounded as timm's ``validate.py`` does), ``loss`` (negative log-likelihood),
+        ``ece`` (expected calibration error in percent, 15 bins, Guo et al. 2017, arXiv:1706.04599) and ``n``.
     """
     right = found.ranked == found.labels[:, None]
     ece = multiclass_calibration_error(
