@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +91,7 @@ def set_up(arguments: argparse.Namespace, **defaults: Any) -> Setup:
     config = resolve_input_data_config(original, asked, use_test_size=not arguments.train_size)
     pooled = False
     if arguments.test_pool:
-        model, pooled = apply_test_time_pool(model, config)
+        model, pooled = apply_test_time_pool(copy.deepcopy(model), config)  # which takes its head
         if pooled:
             config["crop_pct"] = 1.0
     layout = torch.channels_last if arguments.channels_last else torch.contiguous_format

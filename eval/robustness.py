@@ -160,8 +160,8 @@ def over_corruptions(rows: Sequence[dict[str, Any]], classes: int) -> dict[str, 
         classes: Of the model; AlexNet's errors are for ImageNet's.
 
     Returns:
-        ``top1`` and ``n`` over all rows; ``errors``, of each corruption; ``ce`` and ``mce`` (arXiv:1903.12261)
-        if all 15 corruptions of ImageNet-C are there; all in percent.
+        In percent: ``top1`` over all ``n`` images and ``errors`` of each corruption; ``ce`` and ``mce``
+        (arXiv:1903.12261) if all 15 corruptions of ImageNet-C are there.
     """
     errors = mean_errors(rows)
     numbers: dict[str, Any] = {

@@ -27,7 +27,7 @@ class Shards:
         self.class_to_idx: dict[str, int] = {}  # the labels are numbers
         self.samples: list[tuple[str, str, int, int, int]] = []  # shard, key, offset, size, label
         self.label_key = reader.target_key or reader.split_info.alt_label
-        self.class_map = reader.class_to_idx if reader.remap_class else None
+        self.class_map = reader.class_to_idx if reader.remap_class else {}
         for name in reader.split_info.filenames:
             shard = Path(reader.root, name)
             if not shard.is_file():
@@ -54,7 +54,7 @@ class Shards:
                     )
                 text = archive.extractfile(label).read()  # type: ignore[union-attr]
                 known = json.loads(text)[self.label_key] if self.label_key else int(text)
-                number = self.class_map[known] if self.class_map else int(known)
+                number = int(self.class_map.get(known, known))
                 self.samples.append((str(shard), key, image.offset_data, image.size, number))
 
     def __len__(self) -> int:
