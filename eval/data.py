@@ -12,6 +12,7 @@ from timm.data import ImageNetInfo, create_dataset, infer_imagenet_subset
 from torch import nn
 from torch.utils.data import Dataset
 
+from eval.images import label_names
 from eval.shards import Shards
 
 UNREADABLE = -1  # label of an image that could not be read
@@ -110,7 +111,7 @@ def open_samples(
     known = reader.class_to_idx
     names = sorted(known, key=known.__getitem__)
     if not names or class_map:  # then the labels are the model's
-        labels, of_all = position, _names_of(model)
+        labels, of_all = position, label_names(model)
     else:
         found, of_all = match_classes(names, model, chosen, str(root or dataset))
         labels = {known[name]: position[output] for name, output in found.items() if output in position}
@@ -180,7 +181,7 @@ def match_classes(
     Raises:
         ValueError: If they do not fit.
     """
-    of_all = _names_of(model)
+    of_all = label_names(model)
     subset = infer_imagenet_subset(model)
     synsets = list(ImageNetInfo(subset).label_names()) if subset else []
     if model.pretrained_cfg.get("label_names"):
@@ -196,7 +197,3 @@ def match_classes(
         of_all = [named.get(i, name) for i, name in enumerate(of_all)]
     number = {name: i for i, name in enumerate(of_all)}
     return {name: number[name] if name in number else int(name) for name in names}, of_all
-
-
-def _names_of(model: nn.Module) -> list[str]:
-    return list(model.pretrained_cfg.get("label_names") or map(str, range(model.num_classes)))

@@ -162,7 +162,7 @@ class TestDistributions:
         assert metadata["License-Expression"] == "MIT"
         needs = [n for n in metadata.get_all("Requires-Dist") if "extra ==" not in n]
         assert sorted(re.split(r"[<>=!~ ]", n)[0] for n in needs) == ["timm", "torch"]
-        assert set(metadata.get_all("Provides-Extra")) == {"train", "eval", "hub", "all", "dev"}
+        assert set(metadata.get_all("Provides-Extra")) == {"train", "eval", "robustness", "hub", "all", "dev"}
         assert "DCLS" in metadata.get_payload()
 
     def test_source_distribution(self, built: Path) -> None:
