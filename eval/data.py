@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
@@ -182,8 +183,7 @@ def match_classes(
         ValueError: If they do not fit.
     """
     of_all = label_names(model)
-    subset = infer_imagenet_subset(model)
-    synsets = list(ImageNetInfo(subset).label_names()) if subset else []
+    synsets = _synsets(infer_imagenet_subset(model))
     if model.pretrained_cfg.get("label_names"):
         unknown = sorted(set(names) - set(of_all))
         if unknown:
@@ -197,3 +197,8 @@ def match_classes(
         of_all = [named.get(i, name) for i, name in enumerate(of_all)]
     number = {name: i for i, name in enumerate(of_all)}
     return {name: number[name] if name in number else int(name) for name in names}, of_all
+
+
+@cache
+def _synsets(subset: str | None) -> list[str]:
+    return list(ImageNetInfo(subset).label_names()) if subset else []

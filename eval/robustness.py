@@ -56,7 +56,7 @@ def parts(benchmark: str, root: str, generate: bool, only: Sequence[str] | None)
         ValueError: If there are not five severities.
     """
     found = []
-    for name in only or CORRUPTED.get(benchmark, ()):
+    for name in (c for c in CORRUPTED.get(benchmark, ()) if c in (only or (c,))):
         folder = Path(root, name)
         if not generate and not folder.is_dir():
             hint = ", or give clean images and --generate" if benchmark == "c" else ""

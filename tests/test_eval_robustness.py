@@ -114,16 +114,18 @@ def test_all_outputs_count(model, tmp_path, name, classes):
     assert result["loss"] == same["loss"] and result["n"] == same["n"] == 15
 
 
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    pytest.importorskip("imagecorruptions")
+    return save_model(tmp_path_factory.mktemp("few"), "test_resnet_dcls", classes=4)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("clean") / "images", list("abcd"), count=2, side=60)
+
+
 class TestGenerated:
-    @pytest.fixture(scope="class")
-    def few(self, tmp_path_factory):
-        pytest.importorskip("imagecorruptions")
-        return save_model(tmp_path_factory.mktemp("few"), "test_resnet_dcls", classes=4)
-
-    @pytest.fixture(scope="class")
-    def images(self, tmp_path_factory):
-        return write_folder(tmp_path_factory.mktemp("clean") / "images", list("abcd"), count=2, side=60)
-
     def test_all_corruptions(self, few, images, tmp_path):
         pair = []
         for workers in ("0", "2"):
