@@ -126,7 +126,11 @@ def open_samples(
 
 def open_reader(root: str | None, dataset: str, split: str, class_map: str | None) -> Any:
     """The reader of timm, with random access; see ``open_samples``."""
-    if not dataset and not (root and Path(root).exists()):
+    if dataset and not dataset.lower().startswith(("hfds/", "wds/")):
+        raise ValueError(f"--dataset {dataset}: expected hfds/NAME or wds/, or a folder without --dataset")
+    if root is None and not dataset.lower().startswith("hfds/"):
+        raise ValueError("give --data: a folder of class folders, or one with val/; of shards for wds/")
+    if not dataset and not Path(str(root)).exists():
         raise FileNotFoundError(f"there is no folder {root}")
     if class_map and not Path(class_map).is_file():
         raise FileNotFoundError(f"there is no class map {class_map}")
@@ -143,8 +147,6 @@ def open_reader(root: str | None, dataset: str, split: str, class_map: str | Non
         raise ValueError(f"cannot read the split {split!r} of {dataset} in {root}: {reason}") from error
     if dataset.lower().startswith("wds/"):
         reader = Shards(reader)
-    elif not hasattr(reader, "__getitem__"):
-        raise ValueError(f"--dataset {dataset} has no random access: expected a folder, hfds/NAME or wds/")
     if not len(reader):
         raise FileNotFoundError(f"no images in the split {split!r} of {dataset} in {root}")
     return reader

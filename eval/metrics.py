@@ -58,8 +58,10 @@ def real_labels(found: Outputs, names: Sequence[str], path: Path | None) -> dict
         ``real_top1``, ``real_top5`` and ``real_n``, the images that have such labels.
 
     Raises:
-        ValueError: If an image is not one of the validation set.
+        ValueError: If an image is not one of the validation set, or the classes are others.
     """
+    if found.logits.shape[1] != 1000:
+        raise ValueError(f"--real-labels needs all 1000 classes of ImageNet, not {found.logits.shape[1]}")
     shipped = files("timm.data") / "_info" / "imagenet_real_labels.json"
     listed = json.loads((path or shipped).read_text())
     real = {f"ILSVRC2012_val_{i:08}.JPEG": labels for i, labels in enumerate(listed, 1)}

@@ -1,7 +1,6 @@
 """The processes of ``torchrun`` that share an evaluation: who am I, and what does the first one say."""
 
 import os
-import sys
 from typing import Any
 
 import torch
@@ -38,9 +37,3 @@ def wait_for_all() -> None:
     """Returns when all processes are here."""
     if rank_and_world()[1] > 1:
         dist.barrier()
-
-
-def say(*words: Any) -> None:
-    """Prints a line to standard error, from the first process only."""
-    if rank_and_world()[0] == 0:
-        print(*words, file=sys.stderr)

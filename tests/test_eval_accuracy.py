@@ -412,12 +412,14 @@ class TestBadImages:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
+        ([], "give --data: a folder of class folders"),
+        (["--data", "{images}", "--dataset", "tfds/x"], "--dataset tfds/x: expected hfds/NAME or wds/"),
         (["--data", "nowhere"], "there is no folder nowhere"),
         (["--data", "{empty}"], "no images in .*: expected one folder per class"),
         (["--data", "{two}"], "has 2 classes, the model 7"),
         (["--data", "{images}", "--class-map", "nowhere.txt"], "there is no class map nowhere.txt"),
         (["--data", "{images}", "--valid-labels", "{two}/class_0/0.txt"], "one output of the model a line"),
-        (["--data", "{images}", "--real-labels"], r"0\.png is not an image of ImageNet's validation set"),
+        (["--data", "{images}", "--real-labels"], "needs all 1000 classes of ImageNet, not 7"),
         (["--data", "{images}", "--results-csv", "{table}"], "is not a table of results"),
         (
             ["--data", "{images}", "--dataset", "hfds//nowhere"],
@@ -496,6 +498,8 @@ def test_real_labels_are_those_of_timm():
     assert found["real_top1"] == round(real.get_accuracy(1), 4) > 30
     assert found["real_top5"] == round(real.get_accuracy(5), 4)
     assert found["real_n"] == len(real.is_correct[1]) == 46_837
+    with pytest.raises(ValueError, match=r"0\.png is not an image of ImageNet's validation set"):
+        metrics.real_labels(Outputs(torch.arange(1), ranked[:1, 0], logits[:1], ranked[:1]), ["0.png"], None)
 
 
 def test_calibration_error_and_likelihood_are_their_definitions():
