@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -141,10 +140,12 @@ def open_reader(root: str | None, dataset: str, split: str, class_map: str | Non
             f"--dataset {dataset} needs a package: pip install datasets or webdataset"
         ) from error
     except Exception as error:
-        if not dataset:
+        if not dataset and isinstance(error, RuntimeError):
             raise FileNotFoundError(f"no images in {root}: expected one folder per class") from error
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"cannot read the split {split!r} of {dataset} in {root}: {reason}") from error
+        raise ValueError(
+            f"cannot read the split {split!r} of {dataset or 'images'} in {root}: {reason}"
+        ) from error
     if dataset.lower().startswith("wds/"):
         reader = Shards(reader)
     if not len(reader):
@@ -152,7 +153,7 @@ def open_reader(root: str | None, dataset: str, split: str, class_map: str | Non
     return reader
 
 
-def read_indices(path: Path | Traversable) -> list[int]:
+def read_indices(path: Path) -> list[int]:
     """Outputs of a model, one number a line, as timm's ``imagenet_a_indices.txt``.
 
     Raises:

@@ -103,7 +103,7 @@ def check(arguments: argparse.Namespace, setup: Setup) -> None:
 def measure(arguments: argparse.Namespace, setup: Setup, part: Part, folder: Path | None) -> dict[str, Any]:
     """The row of a part; from ``folder``, if it is there already. Empty in all processes but the first."""
     subset = SUBSETS.get(arguments.benchmark)
-    outputs = read_indices(files("timm.data") / "_info" / subset) if subset else None
+    outputs = read_indices(Path(str(files("timm.data") / "_info" / subset))) if subset else None
     mode = "RGB" if setup.config["input_size"][0] == 3 else "L"
     samples = open_samples(part.root, setup.original, outputs=outputs, mode=mode)
     samples.transform = setup.transform(part.corruption)
