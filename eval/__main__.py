@@ -9,10 +9,10 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler would report
 
 import torch
 
-from eval import accuracy, erf, gradcam, kernels, layers, pictures, report, throughput
+from eval import accuracy, erf, gradcam, kernels, layers, pictures, report, robustness, throughput
 
-COMMANDS = (accuracy, gradcam, erf, kernels, pictures, throughput, layers, report)
-WRITTEN = ("output", "predictions", "picture", "json")  # options that name a file to write
+COMMANDS = (accuracy, robustness, gradcam, erf, kernels, pictures, throughput, layers, report)
+WRITTEN = ("output", "predictions", "per_class", "results_csv", "picture", "json")  # files to write
 
 
 def parser() -> argparse.ArgumentParser:

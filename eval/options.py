@@ -18,6 +18,14 @@ def at_least_1(text: str) -> int:
     return number
 
 
+def share(text: str) -> float:
+    """Above 0, at most 1."""
+    number = float(text)
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, got {number}")
+    return number
+
+
 def odd(text: str) -> int:
     """The side of a kernel that has a centre."""
     number = at_least_1(text)
@@ -81,6 +89,25 @@ def batched() -> argparse.ArgumentParser:
     parent = argparse.ArgumentParser(add_help=False)
     parent.add_argument("--batch-size", type=at_least_1, default=64)
     parent.add_argument("--workers", type=int, default=2, help="processes that read images")
+    return parent
+
+
+def evaluated() -> argparse.ArgumentParser:
+    """How ``accuracy`` and ``robustness`` use a model; most options are those of timm's ``validate.py``."""
+    parent = argparse.ArgumentParser(
+        add_help=False, parents=[which_model(), where(), batched(), json_output()]
+    )
+    parent.add_argument("--img-size", type=at_least_1, help="pixels; the model's own by default")
+    parent.add_argument("--crop-pct", type=share, help="share of the resized image that is seen")
+    parent.add_argument("--crop-mode", choices=("center", "squash", "border"))
+    parent.add_argument("--interpolation", choices=("bilinear", "bicubic", "lanczos", "nearest"))
+    parent.add_argument("--train-size", action="store_true", help="the size of the training, not of the test")
+    parent.add_argument(
+        "--test-pool", action="store_true", help="test time pooling, above the model's own size"
+    )
+    parent.add_argument("--amp", choices=("bfloat16", "float16"), help="mixed precision")
+    parent.add_argument("--channels-last", action="store_true", help="memory layout")
+    parent.add_argument("--fuse", action="store_true", help="plain convolutions (reparameterize_model)")
     return parent
 
 

@@ -13,7 +13,7 @@ from dcls_models import CheckpointError
 from dcls_models.layers import DclsNd
 from dcls_models.loading import load_model
 from eval.__main__ import main as eval_main
-from eval.images import image_folder
+from eval.data import open_samples
 from hub.__main__ import main as hub_main
 from train.__main__ import main as train_main
 from train.data import Images
@@ -169,9 +169,9 @@ def test_data_says_what_is_wrong(tmp_path, run):
         Images(str(tmp_path / "half"))
     model = load_model(f"local-dir:{run}")
     with pytest.raises(ValueError, match=r"does not have: cat, dog"):
-        image_folder(tmp_path / "single", model)
+        open_samples(str(tmp_path / "single"), model)
     with pytest.raises(FileNotFoundError, match="no folder"):
-        image_folder(tmp_path / "nowhere", model)
+        open_samples(str(tmp_path / "nowhere"), model)
 
 
 def test_a_missing_class_in_val_keeps_the_labels(tmp_path):

@@ -162,7 +162,8 @@ class TestDistributions:
         assert metadata["License-Expression"] == "MIT"
         needs = [n for n in metadata.get_all("Requires-Dist") if "extra ==" not in n]
         assert sorted(re.split(r"[<>=!~ ]", n)[0] for n in needs) == ["timm", "torch"]
-        assert set(metadata.get_all("Provides-Extra")) == {"train", "eval", "hub", "dense", "all", "dev"}
+        extras = {"train", "eval", "robustness", "hub", "dense", "all", "dev"}
+        assert set(metadata.get_all("Provides-Extra")) == extras
         assert "DCLS" in metadata.get_payload()
 
     def test_source_distribution(self, built: Path) -> None:
