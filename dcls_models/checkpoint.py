@@ -212,3 +212,15 @@ def sha256_of(path: Path) -> str:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def state_dict_sha256(model: nn.Module) -> str:
+    """A hash of a model's parameters and buffers: names, types, shapes, values.
+
+    It is the same for a checkpoint and for what was exported from it, whatever the format of the file.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

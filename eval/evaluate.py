@@ -20,10 +20,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from dcls_models.checkpoint import state_dict_sha256
 from dcls_models.loading import load_model
 from eval import ranks
 from eval.data import Samples
-from eval.results import weights_sha256
 from eval.store import Outputs, Store, split
 
 IN_TIMM = ("img_size", "crop_pct", "crop_mode", "interpolation")  # options as in validate.py
@@ -84,7 +84,7 @@ def set_up(arguments: argparse.Namespace, **defaults: Any) -> Setup:
     size = asked.get("img_size")
     if size and model.pretrained_cfg.get("fixed_input_size"):
         model = load_model(arguments.model, arguments.checkpoint, img_size=size)
-    sha256, original = weights_sha256(model), model
+    sha256, original = state_dict_sha256(model), model
     if arguments.fuse:
         model = reparameterize_model(model)
     parameters = sum(p.numel() for p in model.parameters())
@@ -99,7 +99,7 @@ def set_up(arguments: argparse.Namespace, **defaults: Any) -> Setup:
     if device.startswith("cuda"):
         torch.set_float32_matmul_precision("high")  # TF32, as in validate.py
     settings = {
-        "weights_sha256": sha256,
+        "state_dict_sha256": sha256,
         "param_count": parameters,
         "img_size": config["input_size"][-1],
         **{k: config[k] for k in IN_TIMM[1:]},

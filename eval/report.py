@@ -211,7 +211,7 @@ def _rows(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _scalars(rows: Sequence[dict[str, Any]]) -> dict[str, tuple[str, int]]:
-    known = ("model", "task", "command", "date", "machine", "path", "weights_sha256")
+    known = ("model", "task", "command", "date", "machine", "path", "state_dict_sha256")
     keys = dict.fromkeys(k for row in rows for k, v in row.items() if isinstance(v, int | float | str))
     return {key: (key.replace("_", " "), 3) for key in keys if key not in known}
 

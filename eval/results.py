@@ -1,7 +1,6 @@
 """The JSON of a result: what was measured, and how it came to be. The report and the model cards read it."""
 
 import argparse
-import hashlib
 import json
 import platform
 import shlex
@@ -11,7 +10,6 @@ from typing import Any
 
 import timm
 import torch
-from torch import nn
 
 import dcls_models
 
@@ -26,18 +24,6 @@ def provenance(arguments: argparse.Namespace) -> dict[str, Any]:
         "machine": machine(getattr(arguments, "device", "cpu")),
         "versions": {"python": platform.python_version(), **versions},
     }
-
-
-def weights_sha256(model: nn.Module) -> str:
-    """A hash of a model's parameters and buffers: names, types, shapes, values.
-
-    It is the same for a checkpoint and for what was exported from it, whatever the format of the file.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def machine(device: str) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 
+from dcls_models.checkpoint import state_dict_sha256
+from dcls_models.loading import load_model
 from hub import INSTALL, HubError
 from hub.folder import CARD, check_folder, written_at_once
 
@@ -84,6 +86,7 @@ def write_card(
         raise HubError(
             "a card needs measured results: python -m eval accuracy --output FILE, then --results FILE"
         )
+    _check_weights(folder, dict(zip(results, measured, strict=True)))
     name = repo.split("/")[1]
     data = ModelCardData(
         library_name="timm",
@@ -155,6 +158,24 @@ def _measured(path: Path) -> dict[str, Any]:
             f"{path} is not a results file of python -m eval accuracy --output: {error}"
         ) from error
     return result
+
+
+def _check_weights(folder: Path, measured: dict[Path, dict[str, Any]]) -> None:
+    """That results which say whose they are (``state_dict_sha256``) are of the weights in the folder."""
+    told = {
+        path: result["state_dict_sha256"]
+        for path, result in measured.items()
+        if "state_dict_sha256" in result
+    }
+    if not told:
+        return
+    found = state_dict_sha256(load_model(f"local-dir:{folder}"))
+    for path, expected in told.items():
+        if expected != found:
+            raise HubError(
+                f"{path} was measured with other weights than those in {folder}: run python -m eval accuracy "
+                f"--model local-dir:{folder}, or drop it"
+            )
 
 
 def _what(config: dict[str, Any], parameters: int, name: str) -> str:

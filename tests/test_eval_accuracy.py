@@ -371,9 +371,9 @@ def test_batches_shrink_until_memory_suffices(model, images, capsys):
 
 def test_a_model_evaluated_twice_has_one_hash(model, images, tmp_path):
     one, fused = (measure(tmp_path / "r.json", model, images, *f) for f in ([], ["--fuse"]))
-    assert one["weights_sha256"] == fused["weights_sha256"]
+    assert one["state_dict_sha256"] == fused["state_dict_sha256"]
     other = measure(tmp_path / "r.json", save_model(tmp_path / "m", "test_convnext_dcls"), images)
-    assert other["weights_sha256"] != one["weights_sha256"]
+    assert other["state_dict_sha256"] != one["state_dict_sha256"]
 
 
 class TestBadImages:

@@ -61,7 +61,7 @@ def test_imagenet_c_as_published(model, tmp_path):
     assert {k: row[k] for k in ("top1", "top5", "loss", "ece", "n")} == {
         k: one[k] for k in row.keys() & one.keys() - {"unreadable"}
     }
-    assert result["n"] == 75 * one["n"] and result["weights_sha256"] == one["weights_sha256"]
+    assert result["n"] == 75 * one["n"] and result["state_dict_sha256"] == one["state_dict_sha256"]
     errors = {
         name: np.mean([100 - r["top1"] for r in result["rows"] if r["corruption"] == name])
         for name in ALEXNET

@@ -23,7 +23,7 @@ from test_checkpoint import NAMES, classes, difference, overrides, path_of, payl
 from torch import nn
 
 import dcls_models
-from dcls_models.checkpoint import sha256_of
+from dcls_models.checkpoint import sha256_of, state_dict_sha256
 from dcls_models.layers import DclsNd
 from hub import INSTALL, HubError
 from hub.__main__ import main as hub_main
@@ -372,6 +372,19 @@ def test_a_card_assumes_nothing(folder: Path, tmp_path: Path, capsys: pytest.Cap
     assert "Nothing was measured yet" in (folder / "README.md").read_text()
     with pytest.raises(HubError, match="says nothing of a licence"):
         hub_main(["publish", str(folder), "ada/zoo"])
+
+
+def test_results_of_other_weights_make_no_card(folder: Path, tmp_path: Path) -> None:
+    measured = json.loads(RESULTS.read_text())
+    found = tmp_path / "measured.json"
+    found.write_text(json.dumps({**measured, "state_dict_sha256": 64 * "0"}))
+    with pytest.raises(HubError, match=r"measured\.json was measured with other weights.*eval accuracy"):
+        hub_main(card(folder, results=found))
+    assert "Nothing was measured yet" in (folder / "README.md").read_text()
+    own = state_dict_sha256(timm.create_model(f"local-dir:{folder}", pretrained=True))
+    found.write_text(json.dumps({**measured, "state_dict_sha256": own}))
+    hub_main(card(folder, results=found))
+    assert str(measured["top1"]) in (folder / "README.md").read_text()
 
 
 # What is refused before it is loaded
