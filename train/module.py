@@ -344,8 +344,8 @@ class Classifier(pl.LightningModule):
         """Of the optimizer; not ``trainer.estimated_stepping_batches``, which spoils resuming (2.6)."""
         trainer = self.trainer
         batches, limit = trainer.datamodule.train_batches(trainer.world_size), trainer.limit_train_batches
-        batches = min(batches, limit) if isinstance(limit, int) else math.ceil(batches * (limit or 1.0))
-        return math.ceil(batches / trainer.accumulate_grad_batches)
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * (limit or 1.0))
+        return math.ceil(max(batches, 1) / trainer.accumulate_grad_batches)
 
 
 def _made(make: Callable[..., Any], option: str, **kwargs: Any) -> Any:
