@@ -582,7 +582,7 @@ def test_the_study_measures_every_variant(tmp_path, capsys):
             assert len(found[task]["top1"]) == 2
             assert found[task]["mean"] == pytest.approx(sum(found[task]["top1"]) / 2, abs=1e-3)
         assert (
-            f"{label:12} {found['parameters']:7,} parameters  contours {found['contours']['mean']:.2f}"
+            f"{label:14} {found['parameters']:7,} parameters  contours {found['contours']['mean']:.2f}"
             in said
         )
     assert Image.open(tmp_path / "study.png").width > 300

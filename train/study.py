@@ -46,6 +46,7 @@ VARIANTS: dict[
     "dilated 7x7": DILATED,
     "DCLS v1": {**DILATED, "version": "v1"},
     "DCLS gauss": {**DILATED, "version": "gauss"},
+    "DCLS v1 spread": {**DILATED, "version": "v1", "spread": True},
     "dense 13x13": {"kernel_size": 13},
 }
 TASKS = ("contours", "digits")
@@ -70,9 +71,13 @@ def study_convmixer(
     dilation: int = 1,
     version: str | None = None,
     kernel_count: int = 16,
+    spread: bool = False,
     **kwargs: Any,
 ) -> ConvMixer:
-    """A ConvMixer with dilated depthwise convolutions, or with learned spacings over the same extent."""
+    """A ConvMixer with dilated depthwise convolutions, or with learned spacings over the same extent.
+
+    Positions start where the authors' do, within two pixels of the centre, or else spread over the kernel.
+    """
     model = build_model_with_cfg(ConvMixer, "study_convmixer", pretrained, patch_size=2, **kwargs)
     depthwise = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d) and m.groups > 1]
     if version is None:
@@ -81,7 +86,10 @@ def study_convmixer(
         return model
     extent = dilation * (depthwise[0].kernel_size[0] - 1) + 1
     spacings: dict[str, Any] = {"kernel_count": kernel_count, "dilated_kernel_size": extent}
-    return dcls_models.dclsify(model, version=version, share=[model.blocks], **spacings)
+    dcls_models.dclsify(model, version=version, share=[model.blocks], **spacings)
+    if spread:
+        torch.nn.init.uniform_(model.blocks.positions, -(extent // 2), extent // 2)
+    return model
 
 
 class Tensors(pl.LightningDataModule):
@@ -217,7 +225,7 @@ def study(seeds: int, size: dict[str, int], workers: int) -> dict[str, Any]:
         top1 = {}
         for job, future in running.items():
             top1[job] = future.result()
-            print(f"{job[0]:8}  {job[1]:12}  seed {job[2]}  {top1[job]:6.2f} %", flush=True)
+            print(f"{job[0]:8}  {job[1]:14}  seed {job[2]}  {top1[job]:6.2f} %", flush=True)
     results: dict[str, Any] = {}
     for label, kwargs in models.items():
         results[label] = {"parameters": parameters(kwargs), "model": kwargs}
@@ -286,7 +294,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     draw(results, arguments.out / "study.png")
     for label, result in results.items():
         said = [f"{task} {result[task]['mean']:.2f} ± {result[task]['std'] or 0:.2f} %" for task in TASKS]
-        print(f"{label:12} {result['parameters']:7,} parameters  " + "  ".join(said))
+        print(f"{label:14} {result['parameters']:7,} parameters  " + "  ".join(said))
 
 
 if __name__ == "__main__":
