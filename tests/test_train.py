@@ -29,7 +29,6 @@ from tests.training import (
     RANDOM,
     SMALL_DATA,
     TINY,
-    callback,
     fit,
     in_child,
     last,
@@ -39,10 +38,11 @@ from tests.training import (
 )
 from train.__main__ import main, reason, run
 from train.checkpoints import KeepLast
+from train.contours import contours
 from train.data import Images
 from train.models import laid_out
 from train.module import Classifier, NotFiniteError
-from train.study import VARIANTS
+from train.study import VARIANTS, baselines, equal_parameters, parameters
 from train.study import main as study
 
 SMALL = {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 16], "patch_size": 2, "kernel_count": 5}
@@ -329,7 +329,8 @@ class TestRun:
 
     def test_predict_writes_a_row_per_image(self, whole, images):
         config = ["--config", str(whole / "logs" / "config.yaml"), "--ckpt_path", "last"]
-        main(["predict", *config, "--data.predict_root", str(images / "val")])
+        without = ["--data.root", "nowhere"]  # the training images are not needed
+        main(["predict", *config, *without, "--data.predict_root", str(images / "val")])
         rows = list(csv.DictReader((whole / "predictions.csv").open()))
         assert [r["path"] for r in rows] == [str(p) for p in sorted((images / "val").rglob("*.png"))]
         model = load_model(checkpoint=whole / "checkpoints" / "last.ckpt")
@@ -491,12 +492,43 @@ class TestErrors:
         with pytest.raises(ValueError, match="ckpt_path"):
             main(["validate", *TINY, "--data.root", str(images)])
 
+    def test_measuring_a_random_head_is_refused(self, images, tmp_path):
+        start = ["validate", *TINY, "--data.root", str(images), "--model.model_kwargs", "{}"]
+        start += ["--model.pretrained", "true", "--model.name"]
+        with pytest.raises(ValueError, match="for 5 classes, the data have 4"):
+            main([*start, save_dense(tmp_path / "five", classes=5)])
+        main([*start, save_dense(tmp_path / "four", classes=4)])
 
-def test_an_earlier_run_is_not_replaced_without_a_word(images, tmp_path, caplog):
+
+def test_the_checkpoints_of_earlier_runs_are_kept(images, tmp_path, caplog):
     fit(images, tmp_path, *SHORT)
+    first = last(tmp_path)
+    fit(images, tmp_path, *SHORT, "--ckpt_path", "last", "--trainer.max_epochs", "2")
     assert "of an earlier run" not in caplog.text
-    fit(images, tmp_path, *SHORT, *callback("SignalAt", epoch=9, batch=9))
-    assert "of an earlier run" in caplog.text
+    second = last(tmp_path)
+    for number in (1, 2):
+        fit(images, tmp_path, *SHORT, "--seed_everything", str(number))
+        assert f"checkpoints_earlier_{number}" in caplog.text
+    earlier = tmp_path / "checkpoints_earlier_1"
+    assert {p.name for p in earlier.iterdir()} == {"last.ckpt", "best.ckpt"}
+    assert same(torch.load(earlier / "last.ckpt", weights_only=True), second)
+    assert not same(first, second)
+    assert not same(last(tmp_path), torch.load(tmp_path / "checkpoints_earlier_2" / "last.ckpt"))
+
+
+@pytest.mark.parametrize("limit", ["0.9", "3"])
+def test_the_schedule_ends_with_a_limited_training(images, tmp_path, limit):
+    fit(images, tmp_path, *SHORT, "--trainer.limit_train_batches", limit)
+    updates = {"0.9": 5, "3": 3}[limit]  # of 6 batches
+    assert last(tmp_path)["global_step"] == updates
+    assert last(tmp_path)["lr_schedulers"][0]["t_initial"] == updates
+
+
+def test_a_confusion_matrix_of_very_many_classes_is_left_out(images, tmp_path, monkeypatch):
+    monkeypatch.setattr("train.report.COUNTED", 3)
+    fit(images, tmp_path, *SHORT, "--report.pictures", "true")
+    assert (tmp_path / "curves.png").is_file()
+    assert not (tmp_path / "confusion.png").exists()
 
 
 def test_fast_dev_run_leaves_an_earlier_run_as_it_is(images, tmp_path, caplog):
@@ -507,18 +539,53 @@ def test_fast_dev_run_leaves_an_earlier_run_as_it_is(images, tmp_path, caplog):
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
+class TestContours:
+    def test_they_depend_on_their_seed_only(self):
+        (images, labels), (again, _), (other, _) = (contours(64, seed=seed) for seed in (5, 5, 6))
+        assert images.shape == (64, 3, 32, 32)
+        assert 0 <= images.min() < images.max() <= 1
+        assert labels.sum() == 32
+        assert torch.equal(images, again) and not torch.equal(images, other)
+
+    def test_there_is_no_shortcut(self):
+        found = baselines(32)
+        for simple in ("linear", "dots", "amount of ink"):
+            assert found[simple] == pytest.approx(50, abs=3), simple
+
+    def test_dots_and_ink_are_those_of_the_other_class(self):
+        images, labels = contours(20000)
+        marked = (images[:, 0] - images[:, 1]).sum(2)
+        row = torch.linspace(-1, 1, 32)
+        apart = (marked * row**2).sum(1) - (marked * row).sum(1) ** 2
+        for seen in (marked.sum(1), apart, images[:, 1].sum((1, 2))):
+            here, there = seen[labels == 1], seen[labels == 0]
+            assert here.mean() == pytest.approx(there.mean(), rel=0.01)
+            assert here.std() == pytest.approx(there.std(), rel=0.05)
+
+
+def test_the_variants_of_the_study_have_equally_many_parameters():
+    counts = {label: parameters(kwargs) for label, kwargs in equal_parameters(32, 4).items()}
+    assert counts.keys() == VARIANTS.keys()
+    assert max(counts.values()) < 1.02 * min(counts.values())
+
+
 @pytest.mark.slow
 def test_the_study_measures_every_variant(tmp_path, capsys):
-    study(["--out", str(tmp_path), "--seeds", "2", "--epochs", "1", "--trainer.limit_train_batches", "1"])
+    tiny = ["--side", "16", "--images", "256", "--digits_epochs", "1", "--workers", "2"]
+    study(["--out", str(tmp_path), "--seeds", "2", *tiny])
     said = capsys.readouterr().out
     written = json.loads((tmp_path / "study.json").read_text())
     assert written["results"].keys() == VARIANTS.keys()
+    wanted = written["results"]["standard 7x7"]["parameters"]
     for label, found in written["results"].items():
-        assert len(found["top1"]) == 2
-        assert found["mean"] == pytest.approx(sum(found["top1"]) / 2, abs=1e-3)
-        assert f"{label:11} {found['parameters']:8,} parameters  top-1 {found['mean']:.2f}" in said
-    sizes = {label: found["parameters"] for label, found in written["results"].items()}
-    assert sizes["DCLS v0"] == sizes["DCLS v1"] == pytest.approx(sizes["dense 7x7"], rel=0.02)
+        assert found["parameters"] == pytest.approx(wanted, rel=0.02)
+        for task in ("contours", "digits"):
+            assert len(found[task]["top1"]) == 2
+            assert found[task]["mean"] == pytest.approx(sum(found[task]["top1"]) / 2, abs=1e-3)
+        assert (
+            f"{label:14} {found['parameters']:7,} parameters  contours {found['contours']['mean']:.2f}"
+            in said
+        )
     assert Image.open(tmp_path / "study.png").width > 300
 
 

@@ -78,7 +78,9 @@ class TrainCLI(LightningCLI):
         if config["ckpt_path"] == "last":
             config["ckpt_path"] = str(last_checkpoint(Path(config["trainer"]["default_root_dir"])))
         if config["ckpt_path"]:
-            check_checkpoint(Path(config["ckpt_path"]), config["model"]["name"])
+            stored = check_checkpoint(Path(config["ckpt_path"]), config["model"]["name"])
+            if self.config["subcommand"] == "predict":  # needs no training images
+                config["data"]["names"] = stored["class_names"]
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Runs, and says which checkpoint it is that does not fit."""
@@ -102,7 +104,6 @@ class TrainCLI(LightningCLI):
         if self.subcommand != "fit":
             self.save_config_callback = None
             trainer["logger"] = False
-            _needs_weights(config)
         elif trainer["logger"] in (None, True) and not trainer["fast_dev_run"]:
             trainer["logger"] = _loggers(Path(trainer["default_root_dir"]), resumed=bool(config["ckpt_path"]))
 
@@ -122,23 +123,25 @@ class TrainCLI(LightningCLI):
             trainer.callbacks.append(PredictionWriter())
         return trainer
 
-    def before_fit(self) -> None:
-        """Says so if an earlier run is about to be replaced."""
-        config = self.config["fit"]
-        try:
-            earlier = last_checkpoint(Path(config["trainer"]["default_root_dir"]))
-        except FileNotFoundError:
+    def before_validate(self) -> None:
+        """Makes sure that there is something to measure.
+
+        Raises:
+            ValueError: If the weights, or those of the head, are random.
+        """
+        if self.config[self.subcommand]["ckpt_path"]:
             return
-        fresh = not config["ckpt_path"] and not self.trainer.fast_dev_run
-        if fresh and self.trainer.is_global_zero:
-            _logger.warning(
-                "%s is of an earlier run, which this one replaces (--ckpt_path last goes on)", earlier
+        if not self.model.hparams["pretrained"]:
+            raise ValueError("random weights are not worth it: give --ckpt_path (last, or a file)")
+        published = self.model.model.pretrained_cfg.get("num_classes")
+        classes = self.model.hparams["num_classes"]
+        if published != classes:
+            raise ValueError(
+                f"the published weights are for {published} classes, the data have {classes}: the "
+                "head would be random; give --ckpt_path (last, or a file)"
             )
 
-
-def _needs_weights(config: Any) -> None:
-    if not config["ckpt_path"] and not config["model"]["pretrained"]:
-        raise ValueError("random weights are not worth it: give --ckpt_path (last, or a file)")
+    before_test = before_predict = before_validate
 
 
 def _loggers(root: Path, resumed: bool) -> list[dict[str, Any]]:

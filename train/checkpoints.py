@@ -92,8 +92,13 @@ class KeepLast(Checkpoint):
             raise ValueError("checkpoints are one file: --trainer.strategy.save_distributed_checkpoint false")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Takes the signals over from Lightning, which stops in the middle of an accumulation."""
+        """Takes the signals over from Lightning, which stops in the middle of an accumulation.
+
+        The checkpoints of an earlier run in the same folder are put aside.
+        """
         self.received = 0
+        if trainer.global_step == 0 and trainer.is_global_zero and not trainer.fast_dev_run:
+            _put_aside(self.path(trainer).parent)
 
         def note(signum: int, frame: FrameType | None) -> None:
             if self.received:
@@ -166,6 +171,13 @@ class KeepLast(Checkpoint):
         self._handlers = {}
 
 
+def _put_aside(folder: Path) -> None:
+    if (folder / LAST).is_file():
+        number = len(list(folder.parent.glob(f"{folder.name}_earlier_*"))) + 1
+        aside = folder.rename(folder.with_name(f"{folder.name}_earlier_{number}"))
+        _logger.warning("the checkpoints of an earlier run are now in %s", aside)
+
+
 def _set_handler(signum: int, handler: Callable[[int, FrameType | None], None] | Any) -> Any:
     try:
         return signal.signal(signum, handler)
@@ -173,8 +185,11 @@ def _set_handler(signum: int, handler: Callable[[int, FrameType | None], None] |
         return signal.getsignal(signum)
 
 
-def check_checkpoint(path: Path, name: str) -> None:
+def check_checkpoint(path: Path, name: str) -> dict[str, Any]:
     """Makes sure that a checkpoint is whole, of this trainer and of this model, before anything else is done.
+
+    Returns:
+        The arguments of its ``Classifier``.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -183,15 +198,15 @@ def check_checkpoint(path: Path, name: str) -> None:
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
-        stored = torch.load(path, map_location="meta", weights_only=True, mmap=True)["hyper_parameters"][
-            "name"
-        ]
+        hparams = torch.load(path, map_location="meta", weights_only=True, mmap=True)["hyper_parameters"]
+        stored = hparams["name"]
     except Exception as error:  # unpicklers raise anything
         raise CheckpointError(
             f"{path} is damaged or no checkpoint of python -m train ({type(error).__name__})"
         ) from error
     if stored != name:
         raise CheckpointError(f"{path} is of a {stored}, not of a {name}; choose the same model.name")
+    return hparams
 
 
 def last_checkpoint(root: Path) -> Path:

@@ -129,6 +129,7 @@ class Images(pl.LightningDataModule):
         mean: Mean of each channel, subtracted after scaling to 0..1.
         std: Standard deviation of each channel.
         predict_root: Folder with images for ``predict``.
+        names: Names of the classes instead of ``root``; ``predict`` takes the checkpoint's.
 
     Raises:
         FileNotFoundError: If a folder or the images are missing.
@@ -164,13 +165,16 @@ class Images(pl.LightningDataModule):
         mean: tuple[float, float, float] | None = None,
         std: tuple[float, float, float] | None = None,
         predict_root: str | None = None,
+        names: list[str] | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         self._fill_in_preprocessing(like)
         self.train_set: Samples | None = None
         self.val_set: Samples | None = None
-        if dataset.startswith("wds/"):
+        if names is not None:
+            self.class_names = names
+        elif dataset.startswith("wds/"):
             if not (root and classes):
                 raise ValueError(
                     "shards need data.root, their folder, and data.classes, a file of class names"

@@ -206,9 +206,13 @@ class DenseCLI(TrainCLI):
 
     def before_fit(self) -> None:
         """Measures where the training starts."""
-        super().before_fit()
         if not self.trainer.fast_dev_run:
             self.before = self._measured(self.config["fit"]["ckpt_path"])
+
+    def before_validate(self) -> None:
+        """Makes sure that there is something to measure; published weights have no head for this."""
+        if not self.config["validate"]["ckpt_path"]:
+            raise ValueError("random weights are not worth it: give --ckpt_path (last, or a file)")
 
     def after_fit(self) -> None:
         """Measures where it has ended, and writes the result."""

@@ -84,8 +84,8 @@ def schedule_length(trainer: pl.Trainer) -> tuple[int, int]:
         ValueError: If the training has no end.
     """
     batches, limit = trainer.datamodule.train_batches(trainer.world_size), trainer.limit_train_batches
-    batches = min(batches, limit) if isinstance(limit, int) else math.ceil(batches * (limit or 1.0))
-    per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * (limit or 1.0))
+    per_epoch = math.ceil(max(batches, 1) / trainer.accumulate_grad_batches)
     epochs, steps = trainer.max_epochs or -1, trainer.max_steps
     limits = [n for n in (epochs * per_epoch, steps) if n > 0]  # -1: no such limit
     if not limits:

@@ -18,6 +18,7 @@ from train.readers import IGNORED
 
 _logger = logging.getLogger(__name__)
 DRAWN = 16  # sample predictions
+COUNTED = 1000  # classes; the confusion matrix of more would take gigabytes
 NAMED = 40  # so many classes fit beside a picture
 
 
@@ -42,7 +43,8 @@ class Report(pl.Callback):
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Empties the confusion matrix."""
         classes = pl_module.hparams["num_classes"]
-        self.confusion = MulticlassConfusionMatrix(classes, ignore_index=IGNORED).to(pl_module.device)
+        if classes <= COUNTED:
+            self.confusion = MulticlassConfusionMatrix(classes, ignore_index=IGNORED).to(pl_module.device)
 
     def on_validation_batch_end(
         self,
