@@ -51,7 +51,7 @@ VARIANTS: dict[
 }
 TASKS = ("contours", "digits")
 SIZES: dict[str, dict[str, int]] = {
-    "small": {"side": 32, "dim": 32, "depth": 4, "images": 20480, "contours_epochs": 1, "digits_epochs": 10},
+    "small": {"side": 32, "dim": 32, "depth": 4, "images": 20480, "contours_epochs": 2, "digits_epochs": 10},
     "large": {
         "side": 64,
         "dim": 96,
@@ -194,7 +194,7 @@ def baselines(side: int) -> dict[str, float]:
         sums = torch.cat([places, ink.sum(1), ink.sum(2)], 1)
         return {**alone, "dots and amount of ink": both, "dots, row and column sums of ink": sums}
 
-    (images, labels), (held_out, truth) = contours(8000, side, seed=1), contours(HELD_OUT, side, seed=2)
+    (images, labels), (held_out, truth) = contours(4000, side, seed=1), contours(HELD_OUT, side, seed=2)
     found = {}
     for name, inputs in seen(images).items():
         simple = (
