@@ -25,13 +25,7 @@ from eval.features import stage_of
 from eval.images import transform_of
 from hub.export import export
 
-TINY = [
-    "test_convnext_dcls",
-    "test_convformer_dcls",
-    "test_caformer_dcls",
-    "test_fastvit_dcls",
-    "test_resnet_dcls",
-]
+TINY = timm.list_models("test_*_dcls")  # one of each family
 LAYERS = ["stages.3", "stages.3", "stages.3", "final_conv", "layer4"]
 
 

@@ -22,13 +22,7 @@ import dcls_models
 from hub.export import export
 
 SPACE = Path(__file__).parent.parent / "hub" / "space"
-TINY = [
-    "test_convnext_dcls",
-    "test_convformer_dcls",
-    "test_caformer_dcls",
-    "test_fastvit_dcls",
-    "test_resnet_dcls",
-]
+TINY = timm.list_models("test_*_dcls")  # one of each family
 
 
 @pytest.fixture(scope="module")
