@@ -133,14 +133,12 @@ def _multiply_factors(
 ) -> torch.Tensor:
     """The matrix product of all axes but the last with the last; one element is one step of its sum."""
     assert scheme.factor is not None
-    pixels = [torch.arange(k, device=weight.device, dtype=weight.dtype) - k // 2 for k in size]
     positions, widths = positions.unsqueeze(-1), widths.unsqueeze(-1)
     if len(set(size)) == 1:  # all axes at once
-        factors = scheme.factor(pixels[0], positions, widths).unbind(0)
+        factors = scheme.factor(_pixels(size[0], weight), positions, widths).unbind(0)
     else:
-        factors = tuple(
-            scheme.factor(*axis) for axis in zip(pixels, positions.unbind(0), widths.unbind(0), strict=True)
-        )
+        axes = zip(size, positions.unbind(0), widths.unbind(0), strict=True)
+        factors = tuple(scheme.factor(_pixels(k, weight), *axis) for k, *axis in axes)
     left = weight.unsqueeze(-1)  # ... n 1
     if scheme.normalised:
         left = left / (reduce(torch.mul, [f.sum(-1, keepdim=True) for f in factors]) + EPSILON)
@@ -148,6 +146,11 @@ def _multiply_factors(
         left = (left.unsqueeze(-1) * factor.unsqueeze(-2)).flatten(-2)  # ... n (product of sizes)
     with _without_autocast(weight.device.type):
         return left.transpose(-1, -2) @ factors[-1]  # ... (product of sizes) k
+
+
+def _pixels(k: int, like: torch.Tensor) -> torch.Tensor:
+    """The pixels of an axis, counted from its centre."""
+    return torch.arange(-(k // 2), k - k // 2, device=like.device, dtype=like.dtype)
 
 
 def _without_autocast(device_type: str) -> torch.autocast | nullcontext[None]:
