@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import json
+import os
 import platform
 import shlex
 from datetime import date
@@ -38,6 +39,11 @@ def weights_sha256(model: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def pictures(picture: Path | None, output: Path) -> list[str]:
+    """The names of a result's pictures, relative to its JSON."""
+    return [Path(os.path.relpath(picture, output.parent)).as_posix()] if picture else []
 
 
 def machine(device: str) -> str:
