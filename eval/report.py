@@ -305,10 +305,13 @@ def draw(results: Sequence[dict[str, Any]]) -> bytes:
     if not panels:
         return b""
     height = 1.2 + 0.35 * max(len(bars) for bars in panels.values())
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(4.5 * len(panels), height), squeeze=False, layout="constrained"
-    )
-    for (label, bars), axis in zip(panels.items(), axes[0], strict=True):
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    size = (4.5 * columns, height * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
+    for (label, bars), axis in zip(panels.items(), axes.flat, strict=False):
         places = range(len(bars))[::-1]
         values = [value for _, value, _ in bars]
         colours = ["tab:blue" if "dcls" in name else "tab:gray" for name, _, _ in bars]
