@@ -42,5 +42,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (OSError, ValueError, RuntimeError) as error:  # timm: RuntimeError for an unknown model
+    # timm: RuntimeError for an unknown model, AssertionError for an image size that does not fit it
+    except (OSError, ValueError, RuntimeError, AssertionError) as error:
         sys.exit(f"error: {error}")

@@ -61,7 +61,7 @@ def open_human_maps(path: Path) -> HumanMaps:
     files = [p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")]
     if not files:
         raise FileNotFoundError(
-            f"{path} is empty: expected shards of ClickMe, or the folders images and maps"
+            f"there is nothing to read in {path}: expected shards of ClickMe, or the folders images and maps"
         )
     return Shards(sorted(files, key=lambda p: [int(n) for n in re.findall(r"\d+", p.name)]))
 
@@ -271,7 +271,8 @@ def _read_map(file: Path) -> torch.Tensor:
             found = np.load(file, allow_pickle=False)
         else:
             with Image.open(file) as image:
-                found = np.array(image)
+                # a palette's numbers are no brightness
+                found = np.array(image.convert("RGB") if image.mode == "P" else image)
         values = torch.from_numpy(found.astype(np.float32))
     except (OSError, ValueError, EOFError, TypeError) as error:
         raise ValueError(f"{file} cannot be read as a map: {error}") from error

@@ -1,7 +1,6 @@
 """The effective receptive field: which pixels the middle of a stage depends on, as in arXiv:2203.06717."""
 
 import argparse
-import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,11 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from dcls_models.checkpoint import state_dict_sha256
 from eval.features import channels_first, output_of, stage_of
 from eval.images import WHOLE, read, transform_of
 from eval.options import at_least_1, batched, json_output, models, png, where, which_model, with_baseline
-from eval.results import provenance, write_json
+from eval.results import pictures, provenance, write_json
 
 SHARES = (0.2, 0.3, 0.5, 0.99)  # of the contribution, as in table 9 of the paper
 
@@ -153,17 +153,16 @@ def run(arguments: argparse.Namespace) -> None:
         fields[name] = for_drawing(field)
         shares = share_of_area(fields[name])
         stage = stage_of(model, arguments.stage)
-        rows.append(
-            {"model": name, "stage": stage, "size": list(field.shape), "share_of_area": shares, "n": n}
-        )
+        which = {"model": name, "state_dict_sha256": state_dict_sha256(model), "stage": stage}
+        rows.append({**which, "size": list(field.shape), "share_of_area": shares, "n": n})
     for row in rows:
         areas = ", ".join(f"{float(s):.0%} in {a:.1%}" for s, a in row["share_of_area"].items())
         print(f"{row['model']}, {row['stage']}: {areas} of the area")
     if arguments.picture:
         draw(arguments.picture, fields)
     if arguments.output:
-        pictures = [os.path.relpath(arguments.picture, arguments.output.parent)] if arguments.picture else []
-        result = {**rows[-1], "data": str(arguments.data or "noise"), "rows": rows, "pictures": pictures}
+        result = {**rows[-1], "dataset": str(arguments.data or "noise"), "rows": rows}
+        result["pictures"] = pictures(arguments.picture, arguments.output)
         write_json(arguments.output, {**result, **provenance(arguments)})
 
 

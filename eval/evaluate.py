@@ -24,6 +24,7 @@ from dcls_models.checkpoint import state_dict_sha256
 from dcls_models.loading import load_model
 from eval import ranks
 from eval.data import Samples
+from eval.images import read
 from eval.store import Outputs, Store, split
 
 IN_TIMM = ("img_size", "crop_pct", "crop_mode", "interpolation")  # options as in validate.py
@@ -167,7 +168,7 @@ def _run(
     setup: Setup, samples: Samples, outputs: list[int] | None, batches: list[list[int]], workers: int
 ) -> Iterator[Outputs]:
     loaded = setup.loader(samples, batches, workers)
-    for indices, (images, labels) in zip(batches, loaded, strict=True):
+    for indices, (images, labels) in zip(batches, read(loaded), strict=True):
         logits = setup.logits(images)
         if outputs is not None:
             logits = logits[:, outputs]

@@ -1,7 +1,6 @@
 """Whether a model looks where people look: Grad-CAM against human maps, as in arXiv:2408.03164."""
 
 import argparse
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,14 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
+from dcls_models.checkpoint import state_dict_sha256
 from eval.alignment import compare, spearman, summarise
 from eval.cam import METHODS, layer_of, normalise, resize, weighted_activations
 from eval.clickme import SIDE, HumanMaps, open_human_maps
 from eval.features import stage_of
 from eval.images import WHOLE, read, transform_of
 from eval.options import at_least_1, batched, json_output, models, png, where, which_model, with_baseline
-from eval.results import provenance, write_json
+from eval.results import pictures, provenance, write_json
 
 
 class _Prepared(Dataset[tuple[torch.Tensor, torch.Tensor, int]]):
@@ -145,10 +145,11 @@ def run(arguments: argparse.Namespace) -> None:
         scores = score(model, every, name, arguments.batch_size, workers=arguments.workers, **how)
         all_scores.append(scores)
         layer = arguments.layer or layer_of(model)
-        rows += [{"model": name, "method": m, "layer": layer, **summarise(scores[m])} for m in methods]
+        which = {"model": name, "state_dict_sha256": state_dict_sha256(model)}
+        rows += [{**which, "method": m, "layer": layer, **summarise(scores[m])} for m in methods]
         if arguments.picture:
-            (drawn, _), *_ = maps_of(model, shown, batch_size=len(shown), **how)
-            columns |= {f"{name}\n{method}": maps.cpu() for method, maps in drawn.items()}
+            (found, _), *_ = maps_of(model, shown, batch_size=len(shown), **how)
+            columns |= {f"{name}\n{method}": maps.cpu() for method, maps in found.items()}
     ours = rows[-len(methods) :]
     if arguments.baseline:
         for row, m in zip(ours, methods, strict=True):
@@ -157,8 +158,9 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.picture:
         draw_sheet(arguments.picture, shown, columns)
     if arguments.output:
-        pictures = [os.path.relpath(arguments.picture, arguments.output.parent)] if arguments.picture else []
-        result = {**ours[0], "target": target, "crop": arguments.crop, "rows": rows, "pictures": pictures}
+        settings = {"dataset": str(arguments.data), "target": target, "crop": arguments.crop}
+        drawn = pictures(arguments.picture, arguments.output)
+        result = {**ours[0], **settings, "rows": rows, "pictures": drawn}
         write_json(arguments.output, {**result, **provenance(arguments)})
 
 

@@ -1,11 +1,10 @@
 """Single images as a model wants them, and what it calls its classes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from timm.data import create_transform, resolve_data_config
 from torch import nn
-from torch.utils.data import DataLoader
 
 WHOLE = {"crop_pct": 1.0, "crop_mode": "squash"}  # for ``transform_of``: resized, nothing cut off
 
@@ -28,7 +27,7 @@ def label_names(model: nn.Module) -> list[str]:
     return list(names or map(str, range(model.num_classes)))
 
 
-def read(loader: DataLoader) -> Iterator[Any]:
+def read(loader: Iterable[Any]) -> Iterator[Any]:
     """The batches of a loader; what is wrong with a file is said without the traceback of a worker."""
     try:
         yield from loader

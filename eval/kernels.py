@@ -1,7 +1,6 @@
 """The kernels of a model, learned or dense: pictures and statistics per stage."""
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from dcls_models.checkpoint import state_dict_sha256
 from dcls_models.layers import Dcls2d
 from dcls_models.layers.interpolation import SCHEMES
 from eval.options import models, png, which_model, with_baseline
-from eval.results import provenance, write_json
+from eval.results import pictures, provenance, write_json
 
 COLUMNS = 8  # kernels on the picture, per stage
 
@@ -172,15 +172,15 @@ def run(arguments: argparse.Namespace) -> None:
         stages = stages_of(model)
         title = f"{name.rpartition('/')[2]} " if arguments.baseline else ""
         drawn |= {f"{title}{stage}": layers for stage, layers in stages.items()}
-        found = [statistics(stage, layers) for stage, layers in stages.items()]
-        rows.append({"model": name, "stages": found})
-        for stage in found:
+        measured = [statistics(stage, layers) for stage, layers in stages.items()]
+        rows.append({"model": name, "state_dict_sha256": state_dict_sha256(model), "stages": measured})
+        for stage in measured:
             print(f"{name} {stage['name']}: {_say(stage)}")
     draw_kernels(drawn, arguments.output)
     print(f"drew kernels of {len(drawn)} stages: {arguments.output}")
     if arguments.json:
-        pictures = [os.path.relpath(arguments.output, arguments.json.parent)]
-        write_json(arguments.json, {**rows[-1], "rows": rows, "pictures": pictures, **provenance(arguments)})
+        found = {**rows[-1], "rows": rows, "pictures": pictures(arguments.output, arguments.json)}
+        write_json(arguments.json, {**found, **provenance(arguments)})
 
 
 def _say(stage: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """Kernel construction and depthwise convolution, forward and backward, beside what else can do it."""
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from dcls_models.layers import Dcls2d
 from dcls_models.layers.depthwise import depthwise_conv2d
 from eval.options import at_least_1, odd, timed
 from eval.peers import authors_layer
-from eval.results import provenance, write_json
+from eval.results import pictures, provenance, write_json
 from eval.timing import LAYOUTS, markdown_table, time_in_turns
 
 PARTS = ("construction", "convolution", "peers")
@@ -236,7 +236,7 @@ def peers(
     return rows
 
 
-def tables(found: dict[str, list[dict[str, Any]]]) -> str:
+def tables(found: Mapping[str, Any]) -> str:
     """The results as Markdown; of the convolutions the kernel sizes ``SHOWN`` and the extremes."""
     parts = []
     if found["construction"]:
@@ -315,7 +315,8 @@ def run(arguments: argparse.Namespace) -> None:
         found["peers"] = peers(device, rounds, names[0])
     print(tables(found))
     if arguments.output:
-        write_json(arguments.output, {**found, **provenance(arguments)})
+        drawn = pictures(arguments.picture, arguments.output)
+        write_json(arguments.output, {**found, "pictures": drawn, **provenance(arguments)})
     if arguments.picture:
         draw(found, arguments.picture)
 

@@ -27,12 +27,19 @@ def predict(model: nn.Module, images: Sequence[Path], top: int = 3) -> list[list
 
     Returns:
         Per image ``(class name, probability)``, best first.
+
+    Raises:
+        ValueError: If an image cannot be read.
     """
     transform, names = transform_of(model), label_names(model)
     found = []
     for file in images:
-        with Image.open(file) as image:
-            scores = model(transform(image.convert("RGB"))[None])[0].softmax(0)
+        try:
+            with Image.open(file) as image:
+                pixels = image.convert("RGB")
+        except OSError as error:
+            raise ValueError(f"{file} cannot be read as an image: {error}") from error
+        scores = model(transform(pixels)[None])[0].softmax(0)
         best = scores.topk(min(top, len(scores)))
         found.append(
             [(names[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]

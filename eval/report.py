@@ -10,10 +10,12 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import matplotlib.pyplot as plt
 from markdown import markdown
 
+from eval import layers
 from eval.timing import markdown_table
 
 PUBLISHED = Path(__file__).with_name("published.csv")
@@ -123,6 +125,37 @@ SECTIONS = {
             "speed": ("speed", 2),
         },
     ),
+    "layers": Section("Layers", "Forward and backward, by themselves: the median of the runs.", {}),
+    "segmentation": Section(
+        "Segmentation",
+        "In percent, before and after the training: the mean over classes of intersection over union, and "
+        "the share of pixels.",
+        {
+            "before/miou": ("mIoU before", 1),
+            "miou": ("mIoU", 1),
+            "before/pixels": ("pixels before", 1),
+            "pixels": ("pixels", 1),
+            "updates": ("updates", 0),
+            "n": ("images", 0),
+        },
+        ("miou", "higher is better"),
+    ),
+    "detection": Section(
+        "Detection",
+        "COCO's average precision in percent, of boxes and of masks, before and after the training; AP50 "
+        "asks for an intersection over union of 0.5 only.",
+        {
+            "before/box_ap": ("box AP before", 1),
+            "box_ap": ("box AP", 1),
+            "box_ap50": ("box AP50", 1),
+            "before/mask_ap": ("mask AP before", 1),
+            "mask_ap": ("mask AP", 1),
+            "mask_ap50": ("mask AP50", 1),
+            "updates": ("updates", 0),
+            "n": ("images", 0),
+        },
+        ("box_ap", "higher is better"),
+    ),
 }
 PUBLISHED_NAMES = {
     "top1": "top-1, %",
@@ -141,7 +174,7 @@ def read_results(paths: Sequence[Path]) -> list[dict[str, Any]]:
     """Reads results, each with its ``path``.
 
     Raises:
-        ValueError: If a file is not a result of ``python -m eval``.
+        ValueError: If a file is not a result of ``python -m eval`` or of a dense task's training.
     """
     results = []
     for path in paths:
@@ -169,7 +202,8 @@ def write_report(results: Sequence[dict[str, Any]], output: Path, title: str) ->
         picture = output.with_name(f"{output.stem}_models.png")
         if output.suffix == ".md":
             picture.write_bytes(drawn)
-        blocks.append(f"![All models]({picture.name if output.suffix == '.md' else _embedded(drawn)})")
+        link = _relative(picture, output) if output.suffix == ".md" else _embedded(drawn)
+        blocks.append(f"![All models]({link})")
     for task in dict.fromkeys(result["task"] for result in results):
         blocks += _section(task, [result for result in results if result["task"] == task], output)
     blocks += ["## How it was measured", _provenance(results)]
@@ -196,6 +230,8 @@ def _section(task: str, results: Sequence[dict[str, Any]], output: Path) -> Iter
         cells = [[_value(_at(row, key), digits) for key, (_, digits) in shown.items()] for row in rows]
         yield markdown_table(header, [[_cell(str(r["model"])), *c] for r, c in zip(rows, cells, strict=True)])
     for result in results:
+        if task == "layers":
+            yield layers.tables(result)
         for name in result.get("pictures", []):
             file = result["path"].parent / name
             what = _cell(str(result.get("model", file.stem)))
@@ -269,10 +305,13 @@ def draw(results: Sequence[dict[str, Any]]) -> bytes:
     if not panels:
         return b""
     height = 1.2 + 0.35 * max(len(bars) for bars in panels.values())
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(4.5 * len(panels), height), squeeze=False, layout="constrained"
-    )
-    for (label, bars), axis in zip(panels.items(), axes[0], strict=True):
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    size = (4.5 * columns, height * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
+    for (label, bars), axis in zip(panels.items(), axes.flat, strict=False):
         places = range(len(bars))[::-1]
         values = [value for _, value, _ in bars]
         colours = ["tab:blue" if "dcls" in name else "tab:gray" for name, _, _ in bars]
@@ -314,7 +353,11 @@ def _cell(text: str) -> str:
 def _link(file: Path, output: Path) -> str:
     if output.suffix == ".html":
         return _embedded(file.read_bytes())
-    return Path(os.path.relpath(file, output.parent)).as_posix().replace(" ", "%20")
+    return _relative(file, output)
+
+
+def _relative(file: Path, output: Path) -> str:
+    return quote(Path(os.path.relpath(file, output.parent)).as_posix())
 
 
 def _embedded(png: bytes) -> str:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import platform
 import shlex
 from datetime import date
@@ -24,6 +25,11 @@ def provenance(arguments: argparse.Namespace) -> dict[str, Any]:
         "machine": machine(getattr(arguments, "device", "cpu")),
         "versions": {"python": platform.python_version(), **versions},
     }
+
+
+def pictures(picture: Path | None, output: Path) -> list[str]:
+    """The names of a result's pictures, relative to its JSON."""
+    return [Path(os.path.relpath(picture, output.parent)).as_posix()] if picture else []
 
 
 def machine(device: str) -> str:

@@ -15,7 +15,7 @@ import dcls_models
 from dcls_models.onednn import overruns
 from eval.options import at_least_1, timed
 from eval.peers import with_authors_layers
-from eval.results import provenance, write_json
+from eval.results import pictures, provenance, write_json
 from eval.timing import LAYOUTS, markdown_table, time_in_turns
 
 AUTHORS = "authors:"  # before a name of the zoo: its model with the layers of the authors' package
@@ -190,7 +190,8 @@ def run(arguments: argparse.Namespace) -> None:
     rows = throughput(arguments.models, arguments.modes, settings, arguments.rounds)
     print(table(rows))
     if arguments.output:
-        write_json(arguments.output, {"rows": rows, **provenance(arguments)})
+        drawn = pictures(arguments.picture, arguments.output)
+        write_json(arguments.output, {"rows": rows, "pictures": drawn, **provenance(arguments)})
     if arguments.picture:
         draw(rows, arguments.picture)
 

@@ -128,6 +128,13 @@ def test_kernels_and_predictions_are_drawn(run, digits, tmp_path, capsys):
     assert Image.open(tmp_path / "p.png").width > 100
 
 
+def test_a_picture_cut_short_is_named(run, digits, tmp_path):
+    whole = sorted(digits.glob("val/7/*.png"))[0].read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"cut\.png cannot be read as an image"):
+        eval_main(["predict", "--model", f"local-dir:{run}", str(tmp_path / "cut.png")])
+
+
 def test_a_model_without_dcls_has_no_kernels_to_draw(tmp_path, run):
     model = timm.create_model("test_convnext", num_classes=10)
     assert not any(isinstance(m, DclsNd) for m in model.modules())

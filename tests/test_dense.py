@@ -297,6 +297,7 @@ class TestRuns:
         assert metrics == ({"miou", "pixels"} if main is segmentation.main else set(detection.MEASURED))
         assert all(0 <= found[k] <= 100 and 0 <= found["before"][k] <= 100 for k in metrics)
         assert (found["model"], found["n"], found["updates"]) == ("test_convnext_dcls", 2, 2)
+        assert found["task"] == main.__module__.removeprefix("train.")
         assert found["versions"]["timm"] == timm.__version__
         more = ["--trainer.max_epochs", "2", "--ckpt_path", "last"]
         resumed = fit(main, tmp_path, *TINY[main], *SMALL, *more)

@@ -116,7 +116,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     main(["erf", "--model", ours, *common, "--random", "--limit", "3", *files])
     result = json.loads(output.read_text())
     assert (
-        result["task"] == "erf" and result["model"] == ours and result["n"] == 3 and result["data"] == "noise"
+        result["task"] == "erf"
+        and result["model"] == ours
+        and result["n"] == 3
+        and result["dataset"] == "noise"
     )
     assert [r["model"] for r in result["rows"]] == [baseline, ours]
     assert list(result["share_of_area"]) == ["0.2", "0.3", "0.5", "0.99"]

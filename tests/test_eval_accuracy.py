@@ -418,6 +418,10 @@ class TestBadImages:
         (["--data", "{empty}"], "no images in .*: expected one folder per class"),
         (["--data", "{two}"], "has 2 classes, the model 7"),
         (["--data", "{images}", "--class-map", "nowhere.txt"], "there is no class map nowhere.txt"),
+        (
+            ["--data", "{images}", "--class-map", "{names}", "--workers", "1"],
+            r"^\S*/class_6/0\.png has the label 7, which is none of the 7 classes",
+        ),
         (["--data", "{images}", "--valid-labels", "{two}/class_0/0.txt"], "one output of the model a line"),
         (["--data", "{images}", "--real-labels"], "needs all 1000 classes of ImageNet, not 7"),
         (["--data", "{images}", "--results-csv", "{table}"], "is not a table of results"),
@@ -433,10 +437,20 @@ def test_one_error_says_what_is_wrong(model, images, tmp_path, flags, said, monk
     two = write_folder(tmp_path / "two", ["class_0", "class_1"])
     (two / "class_0" / "0.txt").write_text("3\nfour\n")
     (tmp_path / "t.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "n.txt").write_text("\n".join(["more", *(f"class_{i}" for i in range(CLASSES))]))
     where = {"empty": tmp_path / "empty", "two": two, "images": images, "table": tmp_path / "t.csv"}
+    where["names"] = tmp_path / "n.txt"
     flags = [f.format(**where) for f in flags]
     with pytest.raises((OSError, ValueError), match=said):
         main(["accuracy", "--model", model, "--workers", "0", "--img-size", "32", *flags])
+
+
+def test_what_timm_asserts_is_one_line(images, tmp_path):
+    model = save_model(tmp_path, "test_vit")
+    command = [sys.executable, "-m", "eval", "accuracy", "--model", model, "--data", str(images)]
+    found = subprocess.run([*command, "--img-size", "33", "--workers", "0"], capture_output=True, text=True)
+    assert found.returncode == 1 and "Traceback" not in found.stderr
+    assert "error: Input height (33) should be divisible by patch size (16)" in found.stderr
 
 
 class TestClasses:

@@ -4,12 +4,14 @@ import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from eval.__main__ import main
 
+DOCS = Path(__file__).parent.parent / "docs"
 SHARED = {
     "command": "python -m eval accuracy --data 'a|b' --model '<script>alert(1)</script>'",
     "date": "2026-11-21",
@@ -96,6 +98,26 @@ def test_the_page_needs_no_other_file_and_runs_nothing(folder):
 def test_a_picture_that_is_gone_is_said(folder):
     (folder / "seen.png").unlink()
     assert "seen.png is not there" in report(folder, "out.md")
+
+
+def test_names_with_spaces_and_accents_are_links(folder):
+    shutil.move(folder / "seen.png", folder / "vu à côté.png")
+    result = json.loads((folder / "e_convnext_tiny.json").read_text())
+    (folder / "e_convnext_tiny.json").write_text(json.dumps({**result, "pictures": ["vu à côté.png"]}))
+    text = report(folder, "the page.md")
+    assert "](the%20page_models.png)" in text and "](vu%20%C3%A0%20c%C3%B4t%C3%A9.png)" in text
+
+
+def test_it_reads_what_is_in_docs(tmp_path):
+    files = [str(f) for f in sorted(DOCS.rglob("*.json")) if f.name != "digits_study.json"]
+    main(["report", *files, "--output", str(tmp_path / "out.md")])
+    text = (tmp_path / "out.md").read_text()
+    segmentation, detection = (rows_of(text, name) for name in ("Segmentation", "Detection"))
+    assert segmentation[0][1:3] == ["mIoU before", "mIoU"] and segmentation[2][1:3] == ["0.1", "76.6"]
+    assert detection[0][1:3] == ["box AP before", "box AP"] and detection[2][1:3] == ["0.0", "74.8"]
+    first = json.loads((DOCS / "benchmarks" / "layers.json").read_text())["construction"][0]
+    ms = [f"{first['ms'][whose]['median']:.2f}" for whose in ("ours", "authors")]
+    assert ["v0, 96 channels, 34 in 17x17", *ms] in [row[:3] for row in rows_of(text, "Layers")]
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"task": "accuracy", "top1": 1}'])

@@ -240,7 +240,7 @@ class TestClickMe:
             assert str(shard) in str(error.value)
 
     def test_nothing_there(self, tmp_path: Path) -> None:
-        with pytest.raises(FileNotFoundError, match="is empty"):
+        with pytest.raises(FileNotFoundError, match="nothing to read"):
             open_human_maps(tmp_path)
         with pytest.raises(FileNotFoundError, match="no file or folder"):
             open_human_maps(tmp_path / "nowhere")
@@ -283,6 +283,8 @@ class TestPairs:
         )
         colour = Image.new("RGB", (96, 96))
         broken("colour", lambda r: colour.save(r / "maps" / "1.png"), r"1\.png must have one channel")
+        palette = colour.convert("P")
+        broken("palette", lambda r: palette.save(r / "maps" / "1.png"), r"1\.png must have one channel")
         broken(
             "image",
             lambda r: (r / "images" / "0.jpg").write_bytes(b"x"),

@@ -193,6 +193,8 @@ def unzipped(samples: list[tuple[torch.Tensor, Any]]) -> Samples:
 class DenseCLI(TrainCLI):
     """Measures before and after the training, and writes both to ``results.json`` in the run's folder."""
 
+    task: str  # in the result
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Those that segmentation and detection have."""
@@ -226,7 +228,7 @@ class DenseCLI(TrainCLI):
             "model_kwargs": self.model.hparams["model_kwargs"] or {},
         }
         size = {"n": len(self.datamodule.val_set), "updates": updates}
-        found = {**model, **found, "before": self.before, **size}
+        found = {"task": self.task, **model, **found, "before": self.before, **size}
         path = Path(self.trainer.default_root_dir) / "results.json"
         part = path.with_name(f".{path.name}.part")
         part.write_text(json.dumps({**found, **_provenance(self.trainer)}, indent=2) + "\n")

@@ -244,7 +244,7 @@ class Coco(Dataset):
 class DetectionCLI(DenseCLI):
     """The best checkpoint is that of the highest AP of boxes."""
 
-    monitor = "val/box_ap"
+    task, monitor = "detection", "val/box_ap"
 
 
 def main(args: ArgsType = None) -> None:

@@ -219,7 +219,7 @@ def augmentation(size: int) -> v2.Transform:
 class SegmentationCLI(DenseCLI):
     """The best checkpoint is that of the highest mIoU."""
 
-    monitor = "val/miou"
+    task, monitor = "segmentation", "val/miou"
 
 
 def main(args: ArgsType = None) -> None:
