@@ -109,7 +109,7 @@ def test_names_with_spaces_and_accents_are_links(folder):
 
 
 def test_it_reads_what_is_in_docs(tmp_path):
-    files = [str(f) for f in sorted(DOCS.rglob("*.json")) if f.name != "digits_study.json"]
+    files = [str(f) for f in sorted(DOCS.rglob("*.json")) if f.name != "study.json"]
     main(["report", *files, "--output", str(tmp_path / "out.md")])
     text = (tmp_path / "out.md").read_text()
     segmentation, detection = (rows_of(text, name) for name in ("Segmentation", "Detection"))
