@@ -28,7 +28,8 @@ def contributions(model: nn.Module, images: torch.Tensor, stage: int = -1) -> to
     """How much each pixel adds to the middle of a stage.
 
     The rectified gradient, with respect to the images, of the sum over channels of the rectified middle of
-    the stage's output; ``get_input_grad`` in the authors' ``erf/visualize_erf.py``.
+    the stage's output; ``get_input_grad`` in the authors' ``erf/visualize_erf.py``. Where a side of the output
+    is even, two outputs are its middle (theirs is the one behind), or it would not be that of the image.
 
     Args:
         model: In eval mode.
@@ -42,7 +43,8 @@ def contributions(model: nn.Module, images: torch.Tensor, stage: int = -1) -> to
     with torch.enable_grad(), output_of(model, stage_of(model, stage)) as kept:
         model(images)
         features = channels_first(model, kept[0])
-        middle = features[:, :, features.shape[2] // 2, features.shape[3] // 2]
+        rows, columns = (slice((side - 1) // 2, side // 2 + 1) for side in features.shape[2:])
+        middle = features[:, :, rows, columns]
         (gradient,) = torch.autograd.grad(middle.relu().sum(), images)
     return gradient.relu().sum((0, 1))
 

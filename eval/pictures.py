@@ -68,11 +68,21 @@ def run_predict(arguments: argparse.Namespace) -> None:
     """Says what single images show."""
     # not every shell expands patterns
     images = [Path(p) for given in arguments.images for p in (sorted(glob(given)) or [given])]  # noqa: PTH207
-    found = predict(load_model(arguments.model, arguments.checkpoint), images)
-    for image, best in zip(images, found, strict=True):
-        print(f"{image}: " + ", ".join(f"{name} {probability:.1%}" for name, probability in best))
-    if arguments.output:
-        draw_predictions(images, found, arguments.output)
+    model = load_model(arguments.model, arguments.checkpoint)
+    found: dict[Path, list[tuple[str, float]]] = {}
+    unreadable = []
+    for image in images:
+        try:
+            (found[image],) = predict(model, [image])
+        except ValueError as error:
+            unreadable.append(str(error))
+        else:
+            best = ", ".join(f"{name} {probability:.1%}" for name, probability in found[image])
+            print(f"{image}: {best}")
+    if arguments.output and found:
+        draw_predictions(list(found), list(found.values()), arguments.output)
+    if unreadable:
+        raise ValueError("; ".join(unreadable))
 
 
 def add_commands(commands: Any) -> None:

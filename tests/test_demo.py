@@ -6,6 +6,7 @@ import json
 import pytest
 import timm
 import torch
+from filelock import FileLock
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 
@@ -128,11 +129,13 @@ def test_kernels_and_predictions_are_drawn(run, digits, tmp_path, capsys):
     assert Image.open(tmp_path / "p.png").width > 100
 
 
-def test_a_picture_cut_short_is_named(run, digits, tmp_path):
+def test_a_picture_cut_short_is_named(run, digits, tmp_path, capsys):
     whole = sorted(digits.glob("val/7/*.png"))[0].read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    files = [str(tmp_path / "cut.png"), str(sorted(digits.glob("val/7/*.png"))[0])]
     with pytest.raises(ValueError, match=r"cut\.png cannot be read as an image"):
-        eval_main(["predict", "--model", f"local-dir:{run}", str(tmp_path / "cut.png")])
+        eval_main(["predict", "--model", f"local-dir:{run}", *files])
+    assert f"\n{files[1]}: " in "\n" + capsys.readouterr().out, "the others are predicted"
 
 
 def test_a_model_without_dcls_has_no_kernels_to_draw(tmp_path, run):
@@ -196,6 +199,27 @@ def test_load_model_refuses_a_checkpoint_of_another_name(run):
         load_model(checkpoint=run / "nothing.ckpt")
     with pytest.raises(ValueError, match="name of a model, or a checkpoint"):
         load_model()
+
+
+def test_two_trainings_do_not_share_a_folder(digits, tmp_path):
+    with (
+        FileLock(tmp_path / ".lock"),
+        pytest.raises(ValueError, match=r"another training is running in .*default_root_dir"),
+    ):
+        fit(digits, tmp_path, *FEW_STEPS)
+    assert not (tmp_path / "checkpoints").exists()
+    fit(digits, tmp_path, *FEW_STEPS)
+
+
+def test_a_folder_to_predict_must_be_there(digits, run, tmp_path):
+    last = [
+        "--ckpt_path",
+        str(run / "checkpoints" / "last.ckpt"),
+        "--data.predict_root",
+        str(tmp_path / "nope"),
+    ]
+    with pytest.raises(FileNotFoundError, match=r"data\.predict_root is not a folder: .*nope"):
+        train_main(["predict", *CONFIG[1:], "--trainer.default_root_dir", str(run), *last])
 
 
 def test_an_unknown_option_is_an_error(capsys):

@@ -5,6 +5,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytorch_lightning as pl
 import torch
+from filelock import FileLock, Timeout
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -83,9 +85,15 @@ class TrainCLI(LightningCLI):
                 config["data"]["names"] = stored["class_names"]
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Runs, and says which checkpoint it is that does not fit."""
+        """Runs, alone in the run's folder, and says which checkpoint it is that does not fit."""
         try:
-            super()._run_subcommand(subcommand)
+            with self._alone() if subcommand == "fit" else nullcontext():
+                super()._run_subcommand(subcommand)
+        except Timeout as error:
+            raise ValueError(
+                f"another training is running in {self.trainer.default_root_dir}: choose another "
+                "--trainer.default_root_dir, or wait for its end"
+            ) from error
         except RuntimeError as error:
             if "loading state_dict" not in str(error):
                 raise
@@ -93,6 +101,14 @@ class TrainCLI(LightningCLI):
             raise CheckpointError(
                 f"{path} does not fit the model that is configured: {reason(error)}"
             ) from error
+
+    def _alone(self) -> AbstractContextManager[Any]:
+        """The lock of the run's folder; it goes with the process, however that ends."""
+        if not self.trainer.is_global_zero or self.trainer.fast_dev_run:
+            return nullcontext()
+        folder = Path(self.trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(folder / ".lock", timeout=0)
 
     def _parse_ckpt_path(self) -> None:
         """Leaves the model as the config and the flags say: it is compared with the checkpoint instead."""

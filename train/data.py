@@ -251,7 +251,10 @@ class Images(pl.LightningDataModule):
         """The images below ``predict_root``, in order."""
         if self.hparams["predict_root"] is None:
             raise ValueError("say where the images to predict are: --data.predict_root FOLDER")
-        reader = open_folder(Path(self.hparams["predict_root"]))
+        root = Path(self.hparams["predict_root"])
+        if not root.is_dir():
+            raise FileNotFoundError(f"data.predict_root is not a folder: {root}")
+        reader = open_folder(root)
         self.predict_set = Samples(reader, self._transform(training=False))
         return self._in_order(self.predict_set)
 
