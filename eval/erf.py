@@ -28,8 +28,8 @@ def contributions(model: nn.Module, images: torch.Tensor, stage: int = -1) -> to
     """How much each pixel adds to the middle of a stage.
 
     The rectified gradient, with respect to the images, of the sum over channels of the rectified middle of
-    the stage's output; ``get_input_grad`` in the authors' ``erf/visualize_erf.py``. Where a side of the output
-    is even, two outputs are its middle (theirs is the one behind), or it would not be that of the image.
+    the stage's output; ``get_input_grad`` in the authors' ``erf/visualize_erf.py``. Where a side of the
+    output is even, two outputs are its middle (theirs is the one behind), or it would not be that of the image.
 
     Args:
         model: In eval mode.
