@@ -29,7 +29,7 @@ def contributions(model: nn.Module, images: torch.Tensor, stage: int = -1) -> to
 
     The rectified gradient, with respect to the images, of the sum over channels of the rectified middle of
     the stage's output; ``get_input_grad`` in the authors' ``erf/visualize_erf.py``. Where a side of the
-    output is even, two outputs are its middle (theirs is the one behind), or it would not be that of the image.
+    output is even, its middle is two outputs (theirs: the one behind), so that it is the middle of the image.
 
     Args:
         model: In eval mode.
