@@ -364,8 +364,9 @@ def test_an_interruption_leaves_the_old_state(server: HubServer, client: Client,
     while not any(line.startswith("PUT") for line in server.log):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
+    time.sleep(0.5)  # until it only waits; an interruption in a destructor would be ignored by Python
     process.send_signal(signal.SIGINT)
-    time.sleep(0.2)
+    time.sleep(1)
     hold.set()
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 1 and "Traceback" not in said
