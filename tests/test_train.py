@@ -209,6 +209,52 @@ class TestParts:
         expected = 4 * (wanted.exp() * (wanted - found)).sum(1).mean()
         torch.testing.assert_close(module._distance_to_teacher(batch[0], student), expected)
 
+        module.hparams["teacher_loss"] = "hard"
+        expected = -student.log_softmax(1)[torch.arange(len(student)), wanted.argmax(1)].mean()
+        torch.testing.assert_close(module._distance_to_teacher(batch[0], student), expected)
+
+    def test_several_versions_of_an_image(self, images):
+        how = {"img_size": 32, "auto_augment": "augmix-m5-w4-d2"}
+        versions, label = Images(str(images), augment_splits=3, **how).train_set[(3, (0, 1, 2))]
+        clean, same_label = Images(str(images), img_size=32, color_jitter=0).train_set[(3, (0, 1, 2))]
+        assert versions.shape == (3, 3, 32, 32)
+        assert torch.equal(versions[0], clean)
+        assert label == same_label
+        assert not torch.equal(versions[1], clean)
+        assert not torch.equal(versions[1], versions[2])
+
+    def test_all_versions_are_to_be_alike(self, images, tmp_path):
+        seen = []
+
+        class Watch(pl.Callback):
+            def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+                seen.append((batch, outputs["loss"]))
+
+        how = {"auto_augment": "augmix-m5-w4-d2", "augment_splits": 3, "num_workers": 0, "img_size": 32}
+        module = Classifier(
+            "test_convnext", num_classes=4, loss="jsd", augment_splits=3, lr=0.0, warmup_lr=0.0
+        )
+        data = Images(str(images), batch_size=6, **how)
+        trainer_for(tmp_path, Watch(), max_steps=1, limit_val_batches=0).fit(module, data)
+        (versions, labels), loss = seen[0]
+        found = module.model(versions.flatten(0, 1)).log_softmax(1).unflatten(0, (6, 3))
+        smooth = 0.9 * found[torch.arange(6), 0, labels] + 0.1 * found[:, 0].mean(1)
+        mixture = found.exp().mean(1, keepdim=True).log()
+        divergence = (found.exp() * (found - mixture)).sum(-1).mean()
+        torch.testing.assert_close(loss, 12 * divergence - smooth.mean())
+
+    def test_versions_and_a_hard_teacher_from_the_command_line(self, images, teacher, tmp_path):
+        options = [
+            "--model.loss",
+            "jsd",
+            "--data.augment_splits",
+            "2",
+            "--data.auto_augment",
+            "augmix-m5-w4-d2",
+        ]
+        fit(images, tmp_path, *SHORT, *options, "--model.teacher", teacher, "--model.teacher_loss", "hard")
+        assert last(tmp_path)["global_step"] == 6
+
     def test_head_only_leaves_the_rest(self, images, tmp_path):
         options = ["--model.head_only", "true", "--model.lr", "0.1", "--model.model_kwargs", "{}"]
         fit(images, tmp_path, *SHORT, *options, "--model.name", "test_resnet_dcls")
@@ -402,6 +448,8 @@ class TestErrors:
             (["--data.batch_size", "7", "--model.mixup", "0.8"], "an even data.batch_size, got 7"),
             (["--model.loss_kwargs", "{bce_sums: true}"], "model.loss_kwargs"),
             (["--model.mixup", "0.8", "--model.mixup_kwargs", "{probe: 1}"], "model.mixup_kwargs"),
+            (["--model.loss", "jsd"], "data.augment_splits"),
+            (["--data.augment_splits", "2", "--model.cutmix", "1"], "mixup and cutmix would mix them"),
             (["--data.auto_augment", "rnd-m9"], "data.auto_augment 'rnd-m9'"),
             (["--data.interpolation", "cubic"], "data.interpolation 'cubic'"),
         ],

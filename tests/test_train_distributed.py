@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -89,6 +90,57 @@ def test_torchrun_starts_four(images, tmp_path):
     close(last(tmp_path / "one"), last(tmp_path / "four"))
     one, many = (evaluations(tmp_path / r) for r in ("one", "four"))
     assert one[0] == many[0]
+
+
+@pytest.fixture
+def two_machines():
+    """The beginnings of two commands: network namespaces that see nothing but each other."""
+    if shutil.which("ip") is None or os.geteuid() != 0:
+        pytest.skip("needs root and iproute2's ip")
+    names = [f"dcls{i}_{os.getpid()}" for i in range(2)]
+    inside = [["ip", "netns", "exec", name] for name in names]
+    try:
+        for name in names:
+            subprocess.run(["ip", "netns", "add", name], check=True)
+        ends = ["eth0", "netns", names[0], "type", "veth", "peer", "name", "eth0", "netns", names[1]]
+        subprocess.run(["ip", "link", "add", *ends], check=True)
+        for i, enter in enumerate(inside):
+            subprocess.run([*enter, "ip", "address", "add", f"10.0.0.{i + 1}/24", "dev", "eth0"], check=True)
+            for device in ("eth0", "lo"):
+                subprocess.run([*enter, "ip", "link", "set", device, "up"], check=True)
+        yield inside
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_machines_train_as_one(images, tmp_path, two_machines):
+    fit(images, tmp_path / "one", *EXACT)
+    where = ["--data.root", str(images), "--trainer.default_root_dir", str(tmp_path / "two")]
+    scale = ["--trainer.num_nodes", "2", "--trainer.devices", "1", "--trainer.strategy", "ddp"]
+    nodes = ["--nnodes", "2", "--nproc_per_node", "1", "--master_addr", "10.0.0.1", "--master_port", "29500"]
+    running = []
+    for i, enter in enumerate(two_machines):
+        start = [sys.executable, "-m", "torch.distributed.run", *nodes, "--node_rank", str(i), "-m", "train"]
+        command = [
+            *enter,
+            *start,
+            "fit",
+            *TINY,
+            *SMALL_DATA,
+            *where,
+            *EXACT,
+            *scale,
+            "--data.batch_size",
+            "4",
+        ]
+        environment = {**os.environ, "GLOO_SOCKET_IFNAME": "eth0"}
+        running.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment))
+    said = [process.communicate(timeout=500)[1] for process in running]
+    assert [process.returncode for process in running] == [0, 0], said
+    close(last(tmp_path / "one"), last(tmp_path / "two"))
 
 
 FSDP2 = [

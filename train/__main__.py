@@ -57,6 +57,7 @@ class TrainCLI(LightningCLI):
         self.add_run(parser)
         parser.add_lightning_class_args(Report, "report")
         parser.link_arguments("model.name", "data.like")
+        parser.link_arguments("data.augment_splits", "model.augment_splits")
         parser.link_arguments("data.class_names", "model.class_names", apply_on="instantiate")
 
     def add_run(self, parser: LightningArgumentParser) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from PIL import Image
 from timm.data import auto_augment
 from timm.data import create_transform as timm_transform
@@ -19,6 +20,25 @@ def create_transform(img_size: int, **kwargs: Any) -> Any:
         names = ("auto_augment", "interpolation", "re_mode")
         asked = ", ".join(f"data.{k} {kwargs[k]!r}" for k in names if kwargs.get(k))
         raise ValueError(f"timm cannot make a transform with {asked}: {error}") from error
+
+
+class Splits:
+    """Several versions of an image, of which the first is not augmented (AugMix, arXiv:1912.02781).
+
+    Args:
+        stages: timm's three transforms (``separate=True``): crop and flip, augment, make a tensor.
+        count: How many versions there are.
+    """
+
+    def __init__(self, stages: tuple[Any, Any, Any], count: int) -> None:
+        self.crop, self.augment, self.finish = stages
+        self.count = count
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        """The versions, ``(count, 3, H, W)``."""
+        image = self.crop(image)
+        augmented = (self.finish(self.augment(image)) for _ in range(self.count - 1))
+        return torch.stack([self.finish(image), *augmented])
 
 
 def posterize(image: Image.Image, bits: int, **kwargs: Any) -> Image.Image:

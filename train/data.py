@@ -14,7 +14,7 @@ from timm.models import is_model
 from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
 from torch.utils.data import DataLoader
 
-from train.augment import create_transform
+from train.augment import Splits, create_transform
 from train.checkpoints import SIGNALS
 from train.readers import Samples, Shards, open_folder, open_folders, open_hub
 from train.samplers import EvalSampler, TrainSampler
@@ -122,6 +122,8 @@ class Images(pl.LightningDataModule):
         color_jitter: Strength of the colour jitter, without a policy or with ``3a``.
         re_prob: Probability of random erasing.
         re_mode: What is put there: ``const``, ``rand`` or ``pixel``.
+        augment_splits: How many versions of a training image are in a batch, the first one not augmented (for
+            ``model.loss jsd``); 0 is one, augmented. ``batch_size`` counts images, not their versions.
         repeats: Repeated augmentation: how often a sample is seen, on different devices; 1 is none.
         train_interpolation: Of resizing in training, or ``random``; as ``interpolation`` if not given.
         interpolation: Of resizing.
@@ -158,6 +160,7 @@ class Images(pl.LightningDataModule):
         color_jitter: float = 0.4,
         re_prob: float = 0.0,
         re_mode: str = "pixel",
+        augment_splits: int = 0,
         repeats: int = 1,
         train_interpolation: str | None = None,
         interpolation: str | None = None,
@@ -304,13 +307,16 @@ class Images(pl.LightningDataModule):
             "re_prob",
             "re_mode",
         )
-        return create_transform(
+        splits = hp["augment_splits"]
+        transform = create_transform(
             hp["img_size"],
             is_training=True,
             interpolation=hp["train_interpolation"] or hp["interpolation"],
+            separate=splits > 0,
             **shared,
             **{k: hp[k] for k in augmentation},
         )
+        return Splits(transform, splits) if splits else transform
 
     def _in_order(self, dataset: Samples | Shards) -> DataLoader:
         sampler = EvalSampler(dataset, *self._place()) if isinstance(dataset, Samples) else None

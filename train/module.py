@@ -1,7 +1,7 @@
 """The LightningModule: a timm model, its loss, its averaged copy, its metrics."""
 
 import logging
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -54,9 +54,11 @@ class Classifier(pl.LightningModule):
         warmup_epochs: Epochs of linear warm-up, part of the schedule.
         warmup_lr: Where the warm-up starts.
         min_lr: Where the schedule ends.
-        loss: ``ce`` (softmax) or ``bce`` (one-against-all).
+        loss: ``ce`` (softmax), ``bce`` (one-against-all), or ``jsd`` (softmax, and all versions of an image
+            alike: Jensen-Shannon divergence, for AugMix).
         loss_kwargs: More arguments of timm's loss (``bce_target_thresh``, ``bce_sum``, ...).
         label_smoothing: Share of the target that is spread over all classes.
+        augment_splits: How many versions of an image are in a batch; the command line takes it from the data.
         mixup: Alpha of mixup; 0 is none.
         cutmix: Alpha of cutmix; 0 is none.
         mixup_kwargs: More arguments of timm's ``Mixup`` (``prob``, ``switch_prob``, ``mode``).
@@ -65,7 +67,9 @@ class Classifier(pl.LightningModule):
             authors' ConvNeXt recipe: 21); never by default.
         teacher: A model, as in ``dcls_models.loading.load_model``, whose outputs are to be matched.
         teacher_weight: Share of that in the loss.
-        teacher_temperature: Of both softmaxes.
+        teacher_loss: ``soft`` (KL divergence to its probabilities) or ``hard`` (cross-entropy with the class
+            that it decides for, as in DeiT).
+        teacher_temperature: Of both softmaxes of ``soft``.
         ema_decay: Decay of the averaged weights, which are validated and saved beside the raw ones.
         ema_warmup: Whether the decay starts low (timm's warm-up).
         channels_last: Memory layout of images; by far the faster one for large depthwise kernels on a CPU
@@ -101,6 +105,7 @@ class Classifier(pl.LightningModule):
         loss: str = "ce",
         loss_kwargs: dict[str, Any] | None = None,
         label_smoothing: float = 0.1,
+        augment_splits: int = 0,
         mixup: float = 0.0,
         cutmix: float = 0.0,
         mixup_kwargs: dict[str, Any] | None = None,
@@ -108,6 +113,7 @@ class Classifier(pl.LightningModule):
         repulsive_from_epoch: int | None = None,
         teacher: str | None = None,
         teacher_weight: float = 0.5,
+        teacher_loss: Literal["soft", "hard"] = "soft",
         teacher_temperature: float = 1.0,
         ema_decay: float | None = None,
         ema_warmup: bool = True,
@@ -128,7 +134,13 @@ class Classifier(pl.LightningModule):
         if mixup or cutmix:
             mix = {"label_smoothing": label_smoothing, "num_classes": num_classes, **(mixup_kwargs or {})}
             self.mixup = made(Mixup, "model.mixup_kwargs", mixup_alpha=mixup, cutmix_alpha=cutmix, **mix)
-        how = {"smoothing": label_smoothing, "soft_targets": self.mixup is not None, **(loss_kwargs or {})}
+        if (loss == "jsd" and augment_splits < 2) or (augment_splits and self.mixup is not None):
+            raise ValueError(
+                "model.loss jsd needs two or more versions of an image (data.augment_splits); mixup and "
+                f"cutmix would mix them: got {augment_splits}, model.mixup {mixup}, model.cutmix {cutmix}"
+            )
+        how = {"smoothing": label_smoothing, "soft_targets": self.mixup is not None}
+        how |= {"jsd_splits": augment_splits, **(loss_kwargs or {})}
         self.criterion = made(create_classification_loss, "model.loss_kwargs", loss_type=loss, **how)
         self.ema = None
         if ema_decay is not None:
@@ -205,6 +217,9 @@ class Classifier(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """The loss of the recipe, with the teacher's and the repulsive loss where they are asked for."""
         images, target = self.mixup(*batch) if self.mixup is not None else batch
+        if images.ndim == 5:  # (N, versions, C, H, W): the first version of all images, then the second, ...
+            target = target.repeat(images.shape[1])
+            images = images.transpose(0, 1).flatten(0, 1)
         logits = self(images)
         loss = self.criterion(logits, target)
         if self._teacher:
@@ -315,8 +330,10 @@ class Classifier(pl.LightningModule):
         data = self.trainer.datamodule.hparams
         mean, std = (torch.tensor(data[k], device=images.device).view(1, -1, 1, 1) for k in ("mean", "std"))
         with torch.no_grad():
-            wanted = F.log_softmax(teacher(teacher.normalize_input(images, mean, std)) / t, dim=-1)
-        found = F.log_softmax(logits / t, dim=-1)
+            wanted = teacher(teacher.normalize_input(images, mean, std))
+        if self.hparams["teacher_loss"] == "hard":
+            return F.cross_entropy(logits, wanted.argmax(-1))
+        found, wanted = F.log_softmax(logits / t, dim=-1), F.log_softmax(wanted / t, dim=-1)
         return F.kl_div(found, wanted, reduction="batchmean", log_target=True) * t**2
 
     def _log_metrics(self, stage: str) -> None:
