@@ -115,6 +115,40 @@ def test_fewer_than_two_classes_are_refused(tmp_path):
         Images(str(write_images(tmp_path, classes=1)))
 
 
+class TestClasses:
+    @pytest.mark.parametrize("split", ["train", "val", "test"])
+    def test_a_folder_in_a_class_is_no_class(self, tmp_path, split):
+        root = write_images(tmp_path)
+        (root / "test").mkdir()
+        deep = root / split / "class_0" / "class_1"
+        deep.mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(deep / "a.png")
+        with pytest.raises(ValueError, match=r"expected images in .*/<class>/ only, .*class_1"):
+            Images(str(root), img_size=32).test_dataloader()
+
+    @pytest.mark.parametrize("split", ["val", "test"])
+    def test_a_class_that_is_not_trained(self, tmp_path, split):
+        root = write_images(tmp_path)
+        folder = root / split / "cow"
+        folder.mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(folder / "a.png")
+        with pytest.raises(ValueError, match=r"classes that are not trained: cow"):
+            Images(str(root), img_size=32).test_dataloader()
+
+    def test_a_folder_without_images_is_named(self, tmp_path, caplog):
+        root = write_images(tmp_path)
+        for name in ("empty", ".hidden"):
+            (root / "train" / name).mkdir()
+        assert Images(str(root), img_size=32).num_classes == 4
+        assert "train/empty has no image" in caplog.text
+        assert "hidden" not in caplog.text
+
+    def test_how_many_there_are_is_said(self, images, tmp_path, caplog):
+        with caplog.at_level(logging.INFO):
+            fit(images, tmp_path, "--trainer.max_steps", "1")
+        assert "48 images to train on, 20 to validate on; 4 classes: class_0, class_1, " in caplog.text
+
+
 class TestHub:
     """Hugging Face data sets, from a folder."""
 

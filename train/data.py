@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from train.augment import Splits, create_transform
 from train.checkpoints import SIGNALS
-from train.readers import Samples, Shards, open_folder, open_folders, open_hub
+from train.readers import Samples, Shards, open_classes, open_folder, open_folders, open_hub
 from train.samplers import EvalSampler, TrainSampler
 from train.seeding import run_seed
 
@@ -122,8 +122,9 @@ class Images(pl.LightningDataModule):
         color_jitter: Strength of the colour jitter, without a policy or with ``3a``.
         re_prob: Probability of random erasing.
         re_mode: What is put there: ``const``, ``rand`` or ``pixel``.
-        augment_splits: How many versions of a training image are in a batch, the first one not augmented (for
-            ``model.loss jsd``); 0 is one, augmented. ``batch_size`` counts images, not their versions.
+        augment_splits: How many versions of a training image are in a batch, the first one only cropped,
+            flipped and erased (for ``model.loss jsd``); 0 is one, augmented. ``batch_size`` counts images,
+            not their versions.
         repeats: Repeated augmentation: how often a sample is seen, on different devices; 1 is none.
         train_interpolation: Of resizing in training, or ``random``; as ``interpolation`` if not given.
         interpolation: Of resizing.
@@ -172,6 +173,8 @@ class Images(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
+        if batch_size < 1 or (total_batch_size or 1) < 1:
+            raise ValueError(f"batch sizes are at least 1, got {batch_size} and {total_batch_size} in total")
         self._fill_in_preprocessing(like)
         self.train_set: Samples | None = None
         self.val_set: Samples | None = None
@@ -198,7 +201,13 @@ class Images(pl.LightningDataModule):
         return len(self.class_names)
 
     def setup(self, stage: str) -> None:
-        """Accumulates gradients so that an update sees ``total_batch_size`` images."""
+        """Says what there is; accumulates gradients so that an update sees ``total_batch_size`` images."""
+        if stage == "fit" and self.train_set is not None and self.val_set is not None:
+            names = ", ".join(self.class_names[:10]) + ", ..." * (self.num_classes > 10)
+            sizes = (len(self.train_set), len(self.val_set))
+            _logger.info(
+                "%d images to train on, %d to validate on; %d classes: %s", *sizes, self.num_classes, names
+            )
         total, trainer = self.hparams["total_batch_size"], self.trainer
         if stage != "fit" or total is None or trainer is None:
             return
@@ -248,7 +257,7 @@ class Images(pl.LightningDataModule):
         if self.hparams["dataset"] or self.hparams["root"] is None or not test.is_dir():
             return self.val_dataloader()
         known = {name: i for i, name in enumerate(self.class_names)}
-        return self._in_order(Samples(open_folder(test, class_map=known), self._transform(training=False)))
+        return self._in_order(Samples(open_classes(test, known), self._transform(training=False)))
 
     def predict_dataloader(self) -> DataLoader:
         """The images below ``predict_root``, in order."""

@@ -1,6 +1,7 @@
 """Images from timm's readers: folders, Hugging Face data sets (``hfds/``), webdataset shards (``wds/``)."""
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 from sklearn.model_selection import train_test_split
 from timm.data import create_dataset
-from timm.data.readers import create_reader
+from timm.data.readers import create_reader, get_img_extensions
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from train.samplers import PADDING, Key
@@ -169,6 +170,33 @@ def open_folder(root: Path, **kwargs: Any) -> Any:
         raise FileNotFoundError(f"no images in {root}: expected one folder per class") from error
 
 
+def open_classes(root: Path, known: dict[str, int] | None = None) -> Any:
+    """The reader of timm for ``root/<class>/``.
+
+    Args:
+        root: The folder.
+        known: The numbers of the classes; in the order of their names if None.
+
+    Raises:
+        FileNotFoundError: If there is no image in it.
+        ValueError: If images are elsewhere, which timm would take for classes, or of unknown classes.
+    """
+    reader = open_folder(root)
+    folders = {Path(folder) for folder in {os.path.dirname(path) for path, _ in reader.samples}}  # noqa: PTH120
+    elsewhere = sorted(str(folder) for folder in folders if folder.parent != root)
+    if elsewhere:
+        raise ValueError(f"expected images in {root}/<class>/ only, found some in {', '.join(elsewhere[:3])}")
+    for folder in root.iterdir():
+        if folder.is_dir() and folder not in folders and not folder.name.startswith("."):
+            _logger.warning("%s has no image (%s): it is no class", folder, " ".join(get_img_extensions()))
+    if known is None:
+        return reader
+    unknown = sorted(reader.class_to_idx.keys() - known.keys())
+    if unknown:
+        raise ValueError(f"{root} has classes that are not trained: {', '.join(unknown)}")
+    return open_folder(root, class_map=known)
+
+
 def open_folders(root: Path, val_share: float) -> tuple[Any, Any, Sequence[int] | None, Sequence[int] | None]:
     """Readers of the training and the validation images of a folder, and which of their images.
 
@@ -185,17 +213,13 @@ def open_folders(root: Path, val_share: float) -> tuple[Any, Any, Sequence[int] 
     val = next((root / name for name in VAL_NAMES if (root / name).is_dir()), root / "val")
     halves = [root / "train", val]
     if not any(half.is_dir() for half in halves):
-        reader = open_folder(root)
+        reader = open_classes(root)
         return reader, reader, *_split(reader, val_share)
     for half in halves:
         if not half.is_dir():
             raise FileNotFoundError(f"{root} has no folder {half.name}: expected both train and val")
-    train = open_folder(halves[0])
-    known = train.class_to_idx
-    unknown = sorted(p.name for p in val.iterdir() if p.is_dir() and p.name not in known)
-    if unknown:
-        raise ValueError(f"{val} has classes that {halves[0]} does not have: {', '.join(unknown)}")
-    return train, open_folder(val, class_map=known), None, None
+    train = open_classes(halves[0])
+    return train, open_classes(val, train.class_to_idx), None, None
 
 
 def _split(reader: Any, val_share: float) -> tuple[Sequence[int], Sequence[int]]:
