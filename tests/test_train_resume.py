@@ -66,6 +66,14 @@ def test_losses_are_not_all_the_same(whole):
     assert len(set(losses(whole).values())) == 12
 
 
+def test_a_signal_that_comes_twice_at_once_is_one(images, tmp_path):
+    """As where both a scheduler and torchrun tell a process."""
+    with pytest.raises(Stopped):
+        twice = callback("SignalAt", epoch=0, batch=2) + callback("SignalAt", epoch=0, batch=2, name="SIGINT")
+        fit(images, tmp_path, *RANDOM, *twice)
+    assert last(tmp_path)["global_step"] == 3
+
+
 def test_stopping_waits_for_the_end_of_an_accumulation(images, tmp_path):
     more = [*RANDOM, "--trainer.accumulate_grad_batches", "3"]
     fit(images, tmp_path / "whole", *more)
@@ -84,6 +92,22 @@ def test_workers_change_nothing(whole, images, tmp_path, name):
         fit(images, tmp_path, *RANDOM, "--data.num_workers", "2", *stop)
     fit(images, tmp_path, *RANDOM, "--data.num_workers", "1", *RESUME)
     assert same(last(tmp_path), last(whole))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--model.mixup_off_epoch", "1"],
+        ["--model.head_only", "true", "--model.name", "test_resnet_dcls", "--model.model_kwargs", "{}"],
+    ],
+    ids=["mixup_off", "head_only"],
+)
+def test_what_an_epoch_begins_with_holds_after_a_stop_within_it(images, tmp_path, more):
+    fit(images, tmp_path / "whole", *RANDOM, *more)
+    with pytest.raises(Stopped):
+        fit(images, tmp_path / "stopped", *RANDOM, *more, *callback("SignalAt", epoch=1, batch=2))
+    fit(images, tmp_path / "stopped", *RANDOM, *more, *RESUME)
+    assert same(last(tmp_path / "stopped"), last(tmp_path / "whole"))
 
 
 def test_killed_while_writing_a_checkpoint_the_one_before_is_used(whole, images, tmp_path):
@@ -122,6 +146,9 @@ def test_a_finished_training_can_be_made_longer(whole, images, tmp_path):
     fit(images, tmp_path, *RANDOM, "--trainer.max_epochs", "3", *RESUME)
     assert last(tmp_path)["global_step"] == 18
     assert not same(last(tmp_path), last(whole))
+    assert last(tmp_path)["lr_schedulers"][0]["t_initial"] == 18
+    rows = csv.DictReader((tmp_path / "logs" / "metrics.csv").open())
+    assert max(float(row["lr"] or 0) for row in rows) > 1e-4, "the schedule is that of three epochs, not over"
 
 
 def written(path):

@@ -173,7 +173,7 @@ class Classifier(pl.LightningModule):
             self.model.compile(backend=backend)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Makes sure that the outputs mean the same.
+        """Makes sure that the outputs mean the same; the schedule is that of the config and the update.
 
         Raises:
             CheckpointError: If the checkpoint is for other classes, also if they are as many.
@@ -183,6 +183,7 @@ class Classifier(pl.LightningModule):
             raise CheckpointError(
                 f"the checkpoint is for other classes than the data have: {_few(stored)}, not {_few(now)}"
             )
+        checkpoint["lr_schedulers"] = []  # would keep the end of a training that is made longer
 
     def on_fit_start(self) -> None:
         """Fetches the teacher, and makes sure that batches can be mixed.
@@ -201,6 +202,10 @@ class Classifier(pl.LightningModule):
                     f"{self.hparams['num_classes']}"
                 )
             self._teacher = (DistillationTeacher(teacher).to(self.device),)
+
+    def on_train_start(self) -> None:
+        """Does what begins an epoch, which Lightning leaves out in one that is resumed."""
+        self.on_train_epoch_start()
 
     def on_train_epoch_start(self) -> None:
         """Ends mixup; keeps frozen layers as they are in use."""

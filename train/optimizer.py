@@ -83,8 +83,13 @@ def schedule_length(trainer: pl.Trainer) -> tuple[int, int]:
     Raises:
         ValueError: If the training has no end.
     """
-    batches, limit = trainer.datamodule.train_batches(trainer.world_size), trainer.limit_train_batches
-    batches = min(batches, limit) if isinstance(limit, int) else int(batches * (limit or 1.0))
+    data, limit = trainer.datamodule, trainer.limit_train_batches
+    if hasattr(data, "train_batches"):
+        batches = data.train_batches(trainer.world_size)
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * (limit or 1.0))
+    else:  # somebody else's loader
+        trainer.fit_loop.setup_data()
+        batches = trainer.num_training_batches
     per_epoch = math.ceil(max(batches, 1) / trainer.accumulate_grad_batches)
     epochs, steps = trainer.max_epochs or -1, trainer.max_steps
     limits = [n for n in (epochs * per_epoch, steps) if n > 0]  # -1: no such limit
