@@ -416,6 +416,15 @@ class TestRun:
         trainer_for(tmp_path, KeepLast(), max_epochs=1).fit(module, data)
         assert load_model(checkpoint=tmp_path / "checkpoints" / "last.ckpt").num_classes == 4
 
+    def test_with_a_loader_of_ones_own(self, tmp_path):
+        module = Classifier("test_convnext_dcls", num_classes=3, model_kwargs=SMALL, warmup_epochs=1)
+        pairs = torch.utils.data.TensorDataset(torch.randn(20, 3, 32, 32), torch.arange(20) % 3)
+        loader = torch.utils.data.DataLoader(pairs, batch_size=4)
+        trainer = trainer_for(tmp_path, max_epochs=2, accumulate_grad_batches=2)
+        trainer.fit(module, loader, loader)
+        assert trainer.global_step == 6
+        assert module.lr_schedulers().t_initial == 6
+
 
 def with_little_space(images, root, options):
     """Trains where no file may grow over 60 kB, and writes down what was said."""
@@ -443,6 +452,7 @@ class TestErrors:
             (["--model.sched", "plateau"], "model.sched 'plateau'"),
             (["--model.lr", "1e30"], "the loss is not finite"),
             (["--data.batch_size", "500"], "choose a smaller data.batch_size"),
+            (["--data.batch_size", "0"], "batch sizes are at least 1"),
             (["--data.dataset", "hfds//nowhere/at/all"], "hfds"),
             (["--data.img_size", "4"], "Kernel size"),
             (["--data.batch_size", "7", "--model.mixup", "0.8"], "an even data.batch_size, got 7"),
@@ -463,6 +473,23 @@ class TestErrors:
         assert said in message
         assert "\n" not in message
 
+    @pytest.mark.parametrize(
+        ("flags", "said"),
+        [
+            (["--data.rot", "x"], "unrecognized arguments: --data.rot x (did you mean --data.root?)"),
+            (["--model.lr", "much"], "Got value: much"),
+            (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        ],
+    )
+    def test_a_mistyped_option_is_one_line_too(self, flags, said, capsys):
+        with pytest.raises(SystemExit) as exited:
+            main(["fit", *TINY, *flags])
+        assert exited.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ")
+        assert said in line
+        assert line.endswith("python -m train fit --help explains every option")
+
     def test_a_wrong_checkpoint(self, whole, images, tmp_path):
         (tmp_path / "damaged.ckpt").write_bytes((whole / "checkpoints" / "last.ckpt").read_bytes()[:3000])
         other = ["--model.model_kwargs", "{depths: [1, 1, 1, 1], dims: [8, 8, 8, 24], patch_size: 2}"]
@@ -474,6 +501,16 @@ class TestErrors:
             message = str(exited.value.code)
             assert message.startswith(f"error: {path}")
             assert "\n" not in message
+            assert len(message) < 500
+
+    def test_what_has_changed_since_the_checkpoint_is_said(self, whole, images, tmp_path, caplog):
+        resume = [*RANDOM, "--ckpt_path", str(whole / "checkpoints" / "last.ckpt")]
+        fit(images, tmp_path, *resume)
+        assert "changed since" not in caplog.text
+        fit(images, tmp_path, *resume, "--model.weight_decay", "0.3")
+        assert "changed since the checkpoint: model.weight_decay was 0.05, now it is 0.3" in caplog.text
+        with pytest.raises(ValueError, match=r"another optimizer: .*'adamw', now it is 'sgd'"):
+            fit(images, tmp_path, *resume, "--model.opt", "sgd")
 
     def test_a_checkpoint_for_other_classes(self, whole, images, tmp_path):
         shutil.copytree(images, tmp_path / "images")
@@ -547,21 +584,46 @@ class TestErrors:
             main([*start, save_dense(tmp_path / "five", classes=5)])
         main([*start, save_dense(tmp_path / "four", classes=4)])
 
+    def test_measuring_a_model_without_published_weights_is_refused(self, tmp_path):
+        root = write_images(tmp_path, classes=1000, train=1, val=1, side=2)
+        start = ["validate", *TINY, "--data.root", str(root), "--model.pretrained", "true"]
+        with pytest.raises(ValueError, match="random weights"):
+            main(start)
 
-def test_the_checkpoints_of_earlier_runs_are_kept(images, tmp_path, caplog):
-    fit(images, tmp_path, *SHORT)
+
+def test_what_earlier_runs_have_left_is_kept(images, tmp_path, caplog):
+    (tmp_path / "notes.txt").touch()
+    pictures = ["--report.pictures", "true", "--positions.kernels", "1"]
+    fit(images, tmp_path, *SHORT, *pictures)
     first = last(tmp_path)
-    fit(images, tmp_path, *SHORT, "--ckpt_path", "last", "--trainer.max_epochs", "2")
-    assert "of an earlier run" not in caplog.text
+    fit(images, tmp_path, *SHORT, *pictures, "--ckpt_path", "last", "--trainer.max_epochs", "2")
+    assert "an earlier run" not in caplog.text
     second = last(tmp_path)
+    left = {p.relative_to(tmp_path): p.read_bytes() for p in tmp_path.rglob("*.*") if p.is_file()}
     for number in (1, 2):
         fit(images, tmp_path, *SHORT, "--seed_everything", str(number))
-        assert f"checkpoints_earlier_{number}" in caplog.text
-    earlier = tmp_path / "checkpoints_earlier_1"
-    assert {p.name for p in earlier.iterdir()} == {"last.ckpt", "best.ckpt"}
-    assert same(torch.load(earlier / "last.ckpt", weights_only=True), second)
+        assert f"earlier_{number}" in caplog.text
+    kept = tmp_path / "earlier_1"
+    stay = {"notes.txt", ".lock"}
+    assert all((kept / p).read_bytes() == content for p, content in left.items() if p.name not in stay)
+    assert (tmp_path / "notes.txt").exists()
+    assert len(list((tmp_path / "tensorboard").glob("events*"))) == 1, "one training, one curve"
+    assert same(last(kept), second)
     assert not same(first, second)
-    assert not same(last(tmp_path), torch.load(tmp_path / "checkpoints_earlier_2" / "last.ckpt"))
+    assert not same(last(tmp_path), last(tmp_path / "earlier_2"))
+
+
+def test_a_model_that_goes_on_needs_no_published_weights(images, tmp_path, caplog):
+    published = save_dense(tmp_path / "published", classes=4)
+    start = [*SHORT, "--model.model_kwargs", "{}", "--model.pretrained", "true", "--model.name", published]
+    fit(images, tmp_path / "run", *start)
+    (tmp_path / "published" / "model.safetensors").unlink()
+    for command in ("fit", "validate"):
+        fit(images, tmp_path / "run", *start, "--ckpt_path", "last", command=command)
+    assert last(tmp_path / "run")["hyper_parameters"]["pretrained"] is True
+    assert "pretrained: true" in (tmp_path / "run" / "logs" / "config.yaml").read_text()
+    with pytest.raises(RuntimeError):
+        fit(images, tmp_path / "run", *start)
 
 
 @pytest.mark.parametrize("limit", ["0.9", "3"])
@@ -583,7 +645,7 @@ def test_fast_dev_run_leaves_an_earlier_run_as_it_is(images, tmp_path, caplog):
     fit(images, tmp_path, *SHORT)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
     fit(images, tmp_path, *SHORT, "--trainer.fast_dev_run", "true")
-    assert "of an earlier run" not in caplog.text
+    assert "an earlier run" not in caplog.text
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()} == before
 
 

@@ -6,8 +6,10 @@ import sys
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from textwrap import shorten
+from typing import Any, NoReturn
 
 # OpenMP's threads spin while they wait: with another busy process that costs a small machine a factor of ten
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -21,8 +23,9 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from dcls_models import CheckpointError
-from train.checkpoints import AtomicCheckpointIO, KeepLast, check_checkpoint, last_checkpoint
+from train.checkpoints import AtomicCheckpointIO, KeepLast, check_checkpoint, last_checkpoint, put_aside
 from train.data import Images
+from train.models import has_weights
 from train.module import Classifier
 from train.positions import PositionsPicture
 from train.progress import Progress
@@ -45,6 +48,23 @@ TALKATIVE = (
     "pytorch_lightning.utilities.rank_zero",  # tips, and which devices are not used
     "pytorch_lightning.trainer.connectors.checkpoint_connector",
 )
+
+
+class Parser(LightningArgumentParser):
+    """Says in one line what is wrong with the options; their usage would be hundreds."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Exits with code 2."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        parser = getattr(ex, "subcommand_parser", None) or self
+        wrong = next((word.partition("=")[0] for word in message.split() if word.startswith("--")), "")
+        near = get_close_matches(wrong, parser._option_string_actions, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        said = " ".join(message.split())
+        self.exit(
+            2, f"error: {said}{hint}; {parser.prog.replace(' [options]', '')} --help explains every option\n"
+        )
 
 
 class TrainCLI(LightningCLI):
@@ -82,17 +102,23 @@ class TrainCLI(LightningCLI):
             config["ckpt_path"] = str(last_checkpoint(Path(config["trainer"]["default_root_dir"])))
         if config["ckpt_path"]:
             stored = check_checkpoint(Path(config["ckpt_path"]), config["model"]["name"])
+            if self.config["subcommand"] == "fit":
+                _compare(stored, vars(config["model"]))
             if self.config["subcommand"] == "predict":  # needs no training images
                 config["data"]["names"] = stored["class_names"]
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Runs, alone in the run's folder, and says which checkpoint it is that does not fit."""
+        root = Path(self.trainer.default_root_dir)
+        writes = subcommand == "fit" and self.trainer.is_global_zero and not self.trainer.fast_dev_run
         try:
-            with self._alone() if subcommand == "fit" else nullcontext():
+            with _alone(root) if writes else nullcontext():
+                if writes and not self.config[subcommand]["ckpt_path"]:
+                    put_aside(root)
                 super()._run_subcommand(subcommand)
         except Timeout as error:
             raise ValueError(
-                f"another training is running in {self.trainer.default_root_dir}: choose another "
+                f"another training is running in {root}: choose another "
                 "--trainer.default_root_dir, or wait for its end"
             ) from error
         except RuntimeError as error:
@@ -100,16 +126,8 @@ class TrainCLI(LightningCLI):
                 raise
             path = self.config[subcommand]["ckpt_path"]
             raise CheckpointError(
-                f"{path} does not fit the model that is configured: {reason(error)}"
+                f"{path} does not fit the model that is configured: {shorten(reason(error), 300)}"
             ) from error
-
-    def _alone(self) -> AbstractContextManager[Any]:
-        """The lock of the run's folder; it goes with the process, however that ends."""
-        if not self.trainer.is_global_zero or self.trainer.fast_dev_run:
-            return nullcontext()
-        folder = Path(self.trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(folder / ".lock", timeout=0)
 
     def _parse_ckpt_path(self) -> None:
         """Leaves the model as the config and the flags say: it is compared with the checkpoint instead."""
@@ -123,6 +141,17 @@ class TrainCLI(LightningCLI):
             trainer["logger"] = False
         elif trainer["logger"] in (None, True) and not trainer["fast_dev_run"]:
             trainer["logger"] = _loggers(Path(trainer["default_root_dir"]), resumed=bool(config["ckpt_path"]))
+
+    def instantiate_classes(self) -> None:
+        """Makes the parts; a model whose weights come from a checkpoint needs no others before."""
+        config = self.config[self.subcommand]
+        given = {k: config["model"][k] for k in ("pretrained", "warm_start") if k in config["model"]}
+        if config["ckpt_path"]:
+            for key in given:
+                config["model"][key] = None
+        super().instantiate_classes()
+        for key, value in given.items():  # as they are saved with the run
+            config["model"][key] = self.model.hparams[key] = value
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Adds what has no options."""
@@ -148,10 +177,11 @@ class TrainCLI(LightningCLI):
         """
         if self.config[self.subcommand]["ckpt_path"]:
             return
-        if not self.model.hparams["pretrained"]:
+        hp = self.model.hparams
+        if not (hp["pretrained"] and has_weights(hp["name"], hp["model_kwargs"] or {})):
             raise ValueError("random weights are not worth it: give --ckpt_path (last, or a file)")
         published = self.model.model.pretrained_cfg.get("num_classes")
-        classes = self.model.hparams["num_classes"]
+        classes = hp["num_classes"]
         if published != classes:
             raise ValueError(
                 f"the published weights are for {published} classes, the data have {classes}: the "
@@ -159,6 +189,25 @@ class TrainCLI(LightningCLI):
             )
 
     before_test = before_predict = before_validate
+
+
+def _alone(root: Path) -> AbstractContextManager[Any]:
+    """The lock of the run's folder; it goes with the process, however that ends."""
+    root.mkdir(parents=True, exist_ok=True)
+    return FileLock(root / ".lock", timeout=0)
+
+
+def _compare(stored: dict[str, Any], now: dict[str, Any]) -> None:
+    """Says what has changed since a checkpoint was written.
+
+    Raises:
+        ValueError: If that is the optimizer, whose state does not fit another.
+    """
+    for key in sorted(k for k in stored.keys() & now.keys() if stored[k] != now[k]):
+        changed = f"model.{key} was {stored[key]!r}, now it is {now[key]!r}"
+        if key == "opt":
+            raise ValueError(f"a training cannot go on with another optimizer: {changed}")
+        _logger.warning("changed since the checkpoint: %s", changed)
 
 
 def _loggers(root: Path, resumed: bool) -> list[dict[str, Any]]:
@@ -202,6 +251,7 @@ def launch(
             seed_everything_default=0,
             auto_configure_optimizers=False,  # model.opt: the positions need their own group
             save_config_kwargs={"overwrite": True},
+            parser_class=Parser,
             parser_kwargs=parser,
         )
 

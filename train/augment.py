@@ -23,7 +23,7 @@ def create_transform(img_size: int, **kwargs: Any) -> Any:
 
 
 class Splits:
-    """Several versions of an image, of which the first is not augmented (AugMix, arXiv:1912.02781).
+    """Several versions of an image, the first without the policy or colour jitter (AugMix, arXiv:1912.02781).
 
     Args:
         stages: timm's three transforms (``separate=True``): crop and flip, augment, make a tensor.

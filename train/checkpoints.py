@@ -7,6 +7,7 @@ stop (SIGTERM, Ctrl-C, SIGUSR1), always between two updates.
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -22,6 +23,9 @@ from train.module import NotFiniteError
 
 _logger = logging.getLogger(__name__)
 LAST = "last.ckpt"
+PICTURES = ("curves.png", "confusion.png", "predictions_val.png", "positions.png")
+LEFT = ("logs", "tensorboard", "summary.csv", "predictions.csv", *PICTURES, "checkpoints")  # by a run
+AGAIN = 3.0  # seconds; torchrun and schedulers pass on signals that a process has already got
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 
 
@@ -96,14 +100,17 @@ class KeepLast(Checkpoint):
 
         The checkpoints of an earlier run in the same folder are put aside.
         """
-        self.received = 0
+        self.received, first = 0, 0.0
         if trainer.global_step == 0 and trainer.is_global_zero and not trainer.fast_dev_run:
-            _put_aside(self.path(trainer).parent)
+            put_aside(Path(trainer.default_root_dir), ("checkpoints",))
 
         def note(signum: int, frame: FrameType | None) -> None:
+            nonlocal first
             if self.received:
-                raise Stopped(signum)  # asked twice: now
-            self.received = signum
+                if time.monotonic() - first < AGAIN:
+                    return
+                raise Stopped(signum)  # asked again: now
+            self.received, first = signum, time.monotonic()
             _logger.warning("%s: saving after this update, then stopping", signal.Signals(signum).name)
 
         self._handlers = {s: _set_handler(s, note) for s in SIGNALS}
@@ -171,11 +178,15 @@ class KeepLast(Checkpoint):
         self._handlers = {}
 
 
-def _put_aside(folder: Path) -> None:
-    if (folder / LAST).is_file():
-        number = len(list(folder.parent.glob(f"{folder.name}_earlier_*"))) + 1
-        aside = folder.rename(folder.with_name(f"{folder.name}_earlier_{number}"))
-        _logger.warning("the checkpoints of an earlier run are now in %s", aside)
+def put_aside(root: Path, names: tuple[str, ...] = LEFT) -> None:
+    """Moves what an earlier run has left in a folder into ``earlier_1``, ``earlier_2``, ... in it."""
+    if (root / "checkpoints" / LAST).is_file():
+        aside = root / f"earlier_{len(list(root.glob('earlier_*'))) + 1}"
+        aside.mkdir()
+        for name in names:
+            if (root / name).exists():
+                (root / name).rename(aside / name)
+        _logger.warning("what an earlier run has left is now in %s", aside)
 
 
 def _set_handler(signum: int, handler: Callable[[int, FrameType | None], None] | Any) -> Any:

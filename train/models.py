@@ -69,13 +69,14 @@ def starts_pretrained(name: str, pretrained: bool, model_kwargs: dict[str, Any])
     """
     if ":" not in name and not timm.is_model(name.split(".")[0]):
         raise ValueError(f"timm knows no model {name!r}; timm.list_models('*dcls*') lists those of the zoo")
-    if pretrained and not _has_weights(name, model_kwargs):
+    if pretrained and not has_weights(name, model_kwargs):
         _logger.warning("WARNING: %s has no published weights: it starts from RANDOM ones", name)
         return False
     return pretrained
 
 
-def _has_weights(name: str, model_kwargs: dict[str, Any]) -> bool:
+def has_weights(name: str, model_kwargs: dict[str, Any]) -> bool:
+    """Whether a model has published weights, or others that it is given."""
     if ":" in name or any(k in model_kwargs for k in ("pretrained_cfg", "pretrained_cfg_overlay")):
         return True
     cfg = timm.get_pretrained_cfg(name)
