@@ -453,6 +453,7 @@ class TestErrors:
             (["--model.lr", "1e30"], "the loss is not finite"),
             (["--data.batch_size", "500"], "choose a smaller data.batch_size"),
             (["--data.batch_size", "0"], "batch sizes are at least 1"),
+            (["--data.total_batch_size", "0"], "batch sizes are at least 1"),
             (["--data.dataset", "hfds//nowhere/at/all"], "hfds"),
             (["--data.img_size", "4"], "Kernel size"),
             (["--data.batch_size", "7", "--model.mixup", "0.8"], "an even data.batch_size, got 7"),
@@ -621,7 +622,9 @@ def test_a_model_that_goes_on_needs_no_published_weights(images, tmp_path, caplo
     for command in ("fit", "validate"):
         fit(images, tmp_path / "run", *start, "--ckpt_path", "last", command=command)
     assert last(tmp_path / "run")["hyper_parameters"]["pretrained"] is True
-    assert "pretrained: true" in (tmp_path / "run" / "logs" / "config.yaml").read_text()
+    saved = yaml.safe_load((tmp_path / "run" / "logs" / "config.yaml").read_text())
+    assert saved["model"]["pretrained"] is True
+    assert saved["ckpt_path"] is None, "a training with this config starts afresh"
     with pytest.raises(RuntimeError):
         fit(images, tmp_path / "run", *start)
 

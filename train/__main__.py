@@ -18,7 +18,7 @@ import pytorch_lightning as pl
 import torch
 from filelock import FileLock, Timeout
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
+from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
@@ -65,6 +65,16 @@ class Parser(LightningArgumentParser):
         self.exit(
             2, f"error: {said}{hint}; {parser.prog.replace(' [options]', '')} --help explains every option\n"
         )
+
+
+class SaveConfig(SaveConfigCallback):
+    """Saves the config as one to start from, without the checkpoint that this run goes on from."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Writes it."""
+        self.config = self.config.clone()
+        self.config["ckpt_path"] = None
+        super().setup(trainer, pl_module, stage)
 
 
 class TrainCLI(LightningCLI):
@@ -250,6 +260,7 @@ def launch(
             args=args,
             seed_everything_default=0,
             auto_configure_optimizers=False,  # model.opt: the positions need their own group
+            save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},
             parser_class=Parser,
             parser_kwargs=parser,

@@ -173,7 +173,7 @@ class Images(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        if batch_size < 1 or (total_batch_size or 1) < 1:
+        if batch_size < 1 or (total_batch_size is not None and total_batch_size < 1):
             raise ValueError(f"batch sizes are at least 1, got {batch_size} and {total_batch_size} in total")
         self._fill_in_preprocessing(like)
         self.train_set: Samples | None = None
