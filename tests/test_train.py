@@ -37,7 +37,7 @@ from tests.training import (
     write_images,
 )
 from train.__main__ import main, reason, run
-from train.checkpoints import KeepLast
+from train.checkpoints import KeepLast, put_aside
 from train.contours import contours
 from train.data import Images
 from train.models import laid_out
@@ -612,6 +612,15 @@ def test_what_earlier_runs_have_left_is_kept(images, tmp_path, caplog):
     assert same(last(kept), second)
     assert not same(first, second)
     assert not same(last(tmp_path), last(tmp_path / "earlier_2"))
+
+
+def test_an_earlier_run_that_was_deleted_leaves_a_free_number(tmp_path):
+    (tmp_path / "earlier_2").mkdir()
+    for number in (1, 3):
+        (tmp_path / "checkpoints").mkdir()
+        (tmp_path / "checkpoints" / "last.ckpt").touch()
+        put_aside(tmp_path)
+        assert (tmp_path / f"earlier_{number}" / "checkpoints" / "last.ckpt").is_file()
 
 
 def test_a_model_that_goes_on_needs_no_published_weights(images, tmp_path, caplog):

@@ -9,6 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -181,7 +182,7 @@ class KeepLast(Checkpoint):
 def put_aside(root: Path, names: tuple[str, ...] = LEFT) -> None:
     """Moves what an earlier run has left in a folder into ``earlier_1``, ``earlier_2``, ... in it."""
     if (root / "checkpoints" / LAST).is_file():
-        aside = root / f"earlier_{len(list(root.glob('earlier_*'))) + 1}"
+        aside = next(p for i in count(1) if not (p := root / f"earlier_{i}").exists())
         aside.mkdir()
         for name in names:
             if (root / name).exists():
