@@ -32,8 +32,8 @@ def time_in_turns(
 ) -> dict[str, Timing]:
     """Times every call once per round, so that what else the machine does hits all of them alike.
 
-    In its turn a call first runs untimed for ``SETTLED`` seconds: after one that takes and gives back a lot of
-    memory, the next pays for it (page tables), most of all on a virtual machine. Before the timed run the
+    In its turn a call first runs untimed for ``SETTLED`` seconds: after one that takes and gives back a lot
+    of memory, the next pays for it (page tables), most of all on a virtual machine. Before the timed run the
     caches are overwritten. The order turns around in every second round.
 
     Args:
