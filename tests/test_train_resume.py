@@ -89,7 +89,7 @@ def test_workers_change_nothing(whole, images, tmp_path, name):
 def test_killed_while_writing_a_checkpoint_the_one_before_is_used(whole, images, tmp_path):
     often = [*RANDOM, "--keep_last.every_n_updates", "2"]
     child = in_child(fit, images, tmp_path, *often, *callback("DieWhileSaving", nth=3))
-    child.join(100)
+    child.join(250)
     assert child.exitcode == -signal.SIGKILL
     assert last(tmp_path)["global_step"] == 4
     fit(images, tmp_path, *often, *RESUME)
@@ -103,7 +103,7 @@ def test_an_epoch_that_was_cut_short_is_over(images, tmp_path):
     child = in_child(
         fit, images, tmp_path / "killed", *more, *callback("DieWhileSaving", nth=3)
     )  # the first is of best.ckpt
-    child.join(100)
+    child.join(250)
     assert last(tmp_path / "killed")["global_step"] == 4
     fit(images, tmp_path / "killed", *more, *RESUME)
     assert same(last(tmp_path / "killed"), last(tmp_path / "whole"))

@@ -115,10 +115,10 @@ def _add_in_place(
     if not scheme.slope_on_pixel:
         right_share = right_share.relu()  # without a slope at 0
     k = per_axis(size, left)
-    place = torch.cat((left, left + 1), -2).long() + k // 2  # axes ... 2 n
-    inside = (place >= 0) & (place < k)
-    parts = (torch.cat((1 - right_share, right_share), -2) * inside).unbind()
-    places = place.where(inside, 0).unbind()
+    place = torch.cat((left, left + 1), -2) + k // 2  # axes ... 2 n
+    inside = place.fmax(place.new_zeros(())).clamp(max=k - 1)  # a number even where the place is none
+    parts = (torch.cat((1 - right_share, right_share), -2) * (inside == place)).unbind()
+    places = inside.unbind()
     if scheme.normalised:
         weight = weight / (reduce(torch.mul, [part.sum(-2) for part in parts]) + EPSILON)
     share, index = parts[0] * weight.unsqueeze(-2), places[0]  # ... (product of twos) n
@@ -126,7 +126,7 @@ def _add_in_place(
         share = (share.unsqueeze(-2) * part.unsqueeze(-3)).flatten(-3, -2)
         index = (index.unsqueeze(-2) * length + place.unsqueeze(-3)).flatten(-3, -2)
     kernel = weight.new_zeros(*weight.shape[:-1], math.prod(size))
-    return kernel.scatter_add(-1, index.flatten(-2), share.flatten(-2))
+    return kernel.scatter_add_(-1, index.flatten(-2).long(), share.flatten(-2))
 
 
 def _multiply_factors(
