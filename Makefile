@@ -18,8 +18,8 @@ demo: setup
 	$(BIN)/python -m train fit --config configs/digits.yaml
 	$(BIN)/python -m hub export --checkpoint $(RUN)/checkpoints/last.ckpt --out $(RUN)
 	$(BIN)/python -m eval accuracy --model local-dir:$(RUN) --data $(RUN)/digits --output $(RUN)/results.json
-	$(BIN)/python -m eval kernels --model local-dir:$(RUN) --output $(RUN)/kernels.png
-	$(BIN)/python -m eval predict --model local-dir:$(RUN) --output $(RUN)/predictions.png $(RUN)/digits/val/*/*5.png
+	$(BIN)/python -m eval kernels --model local-dir:$(RUN) --picture $(RUN)/kernels.png
+	$(BIN)/python -m eval predict --model local-dir:$(RUN) --picture $(RUN)/predictions.png $(RUN)/digits/val/*/*5.png
 	@echo
 	@echo "A ConvNeXt with learned spacings was trained on the digits of $(RUN)/digits, evaluated on held-out"
 	@echo "images, saved as safetensors, loaded again through timm and asked about single images. Look at:"

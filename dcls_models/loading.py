@@ -54,7 +54,7 @@ def _from_trainer(path: Path, name: str | None, ema: bool | None, **kwargs: Any)
     except Exception as error:
         raise CheckpointError(
             f"{path} is not a checkpoint of python -m train ({type(error).__name__}). A file of the "
-            "authors loads with timm.create_model(NAME, pretrained=True, "
+            "authors or of timm's train.py loads with timm.create_model(NAME, pretrained=True, "
             'pretrained_cfg_overlay={"file": PATH})'
         ) from error
     if name is not None and name != run["name"]:

@@ -3,16 +3,18 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler would report on itself
 
 import torch
+from filelock import FileLock, Timeout
 
-from eval import accuracy, erf, gradcam, kernels, layers, pictures, report, robustness, throughput
+from eval import accuracy, erf, gradcam, kernels, layers, pictures, ranks, report, robustness, throughput
 
 COMMANDS = (accuracy, robustness, gradcam, erf, kernels, pictures, throughput, layers, report)
-WRITTEN = ("output", "predictions", "per_class", "results_csv", "picture", "json")  # files to write
+WRITTEN = ("output", "predictions", "per_class", "results_csv", "picture")  # files to write
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,7 +38,28 @@ def main(argv: Sequence[str] | None = None) -> None:
             file.parent.mkdir(parents=True, exist_ok=True)
     if getattr(arguments, "device", "cpu").startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"--device {arguments.device}: torch finds no CUDA device here")
-    arguments.run(arguments)
+    with _alone(arguments):
+        arguments.run(arguments)
+
+
+@contextmanager
+def _alone(arguments: argparse.Namespace) -> Iterator[None]:
+    """Lets nobody else write the same result."""
+    output = getattr(arguments, "output", None)
+    if output is None or ranks.rank_and_world()[0] > 0:
+        yield
+        return
+    lock = output.with_name(output.name + ".lock")
+    try:
+        with FileLock(lock, timeout=0):
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+    except Timeout as error:
+        raise ValueError(
+            f"another evaluation is writing {output}: wait for its end, or give another --output"
+        ) from error
 
 
 if __name__ == "__main__":

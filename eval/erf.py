@@ -18,7 +18,7 @@ from tqdm import tqdm
 from dcls_models.checkpoint import state_dict_sha256
 from eval.features import channels_first, output_of, stage_of
 from eval.images import WHOLE, read, transform_of
-from eval.options import at_least_1, batched, json_output, models, png, where, which_model, with_baseline
+from eval.options import at_least_1, batched, drawn, json_output, models, where, which_model, with_baseline
 from eval.results import pictures, provenance, write_json
 
 SHARES = (0.2, 0.3, 0.5, 0.99)  # of the contribution, as in table 9 of the paper
@@ -170,7 +170,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def add_commands(commands: Any) -> None:
     """Adds ``erf``."""
-    parents = [which_model(), with_baseline(), where(), batched(), json_output()]
+    parents = [which_model(), with_baseline(), where(), batched(), json_output(), drawn()]
     command = commands.add_parser("erf", parents=parents, help="the effective receptive field")
     data = command.add_mutually_exclusive_group(required=True)
     data.add_argument("--data", type=Path, help="folder of images")
@@ -178,5 +178,4 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--limit", type=at_least_1, default=50, help="images, from all over the folder")
     command.add_argument("--img-size", type=at_least_1, help="default: the model's; the paper takes 1024")
     command.add_argument("--stage", type=int, default=-1, help="number of the stage; default: the last")
-    command.add_argument("--picture", type=png, help="PNG file to write")
     command.set_defaults(run=run)

@@ -19,7 +19,7 @@ from eval.cam import METHODS, layer_of, normalise, resize, weighted_activations
 from eval.clickme import SIDE, HumanMaps, open_human_maps
 from eval.features import stage_of
 from eval.images import WHOLE, read, transform_of
-from eval.options import at_least_1, batched, json_output, models, png, where, which_model, with_baseline
+from eval.options import at_least_1, batched, drawn, json_output, models, where, which_model, with_baseline
 from eval.results import pictures, provenance, write_json
 
 
@@ -174,7 +174,7 @@ def _say(row: dict[str, Any]) -> str:
 
 def add_commands(commands: Any) -> None:
     """Adds ``gradcam``."""
-    parents = [which_model(), with_baseline(), where(), batched(), json_output()]
+    parents = [which_model(), with_baseline(), where(), batched(), json_output(), drawn()]
     command = commands.add_parser("gradcam", parents=parents, help="whether a model looks where people look")
     command.add_argument(
         "--data",
@@ -193,6 +193,6 @@ def add_commands(commands: Any) -> None:
     )
     command.add_argument("--layer", help="name of the layer; default: the last before the pooling")
     command.add_argument("--limit", type=at_least_1, help="images, from the first on; default: all")
-    command.add_argument("--picture", type=png, help="PNG file to write: images, people's maps, the models'")
-    command.add_argument("--images", type=at_least_1, default=8, help="on the picture")
+    images_help = "on the picture, beside people's maps and the models'"
+    command.add_argument("--images", type=at_least_1, default=8, help=images_help)
     command.set_defaults(run=run)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from dcls_models.checkpoint import state_dict_sha256
 from dcls_models.layers import Dcls2d
 from dcls_models.layers.interpolation import SCHEMES
-from eval.options import models, png, which_model, with_baseline
+from eval.options import drawn, json_output, models, which_model, with_baseline
 from eval.results import pictures, provenance, write_json
 
 COLUMNS = 8  # kernels on the picture, per stage
@@ -166,21 +166,21 @@ def _draw_elements(axes: Sequence[plt.Axes], layers: Sequence[nn.Conv2d]) -> Non
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Draws the kernels, and writes their statistics."""
-    rows, drawn = [], {}
+    """Says how the kernels are, draws them, and writes their statistics."""
+    rows, shown = [], {}
     for name, model in models(arguments):
         stages = stages_of(model)
         title = f"{name.rpartition('/')[2]} " if arguments.baseline else ""
-        drawn |= {f"{title}{stage}": layers for stage, layers in stages.items()}
+        shown |= {f"{title}{stage}": layers for stage, layers in stages.items()}
         measured = [statistics(stage, layers) for stage, layers in stages.items()]
         rows.append({"model": name, "state_dict_sha256": state_dict_sha256(model), "stages": measured})
         for stage in measured:
             print(f"{name} {stage['name']}: {_say(stage)}")
-    draw_kernels(drawn, arguments.output)
-    print(f"drew kernels of {len(drawn)} stages: {arguments.output}")
-    if arguments.json:
-        found = {**rows[-1], "rows": rows, "pictures": pictures(arguments.output, arguments.json)}
-        write_json(arguments.json, {**found, **provenance(arguments)})
+    if arguments.picture:
+        draw_kernels(shown, arguments.picture)
+    if arguments.output:
+        found = {**rows[-1], "rows": rows, "pictures": pictures(arguments.picture, arguments.output)}
+        write_json(arguments.output, {**found, **provenance(arguments)})
 
 
 def _say(stage: dict[str, Any]) -> str:
@@ -195,8 +195,6 @@ def _say(stage: dict[str, Any]) -> str:
 
 def add_commands(commands: Any) -> None:
     """Adds ``kernels``."""
-    parents = [which_model(), with_baseline()]
+    parents = [which_model(), with_baseline(), json_output(), drawn()]
     command = commands.add_parser("kernels", parents=parents, help="the learned kernels")
-    command.add_argument("--output", type=png, required=True, help="PNG file to write")
-    command.add_argument("--json", type=Path, help="JSON file to write: statistics per stage")
     command.set_defaults(run=run, device="cpu")

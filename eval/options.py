@@ -77,6 +77,13 @@ def json_output() -> argparse.ArgumentParser:
     return parent
 
 
+def drawn() -> argparse.ArgumentParser:
+    """``--picture``, what a result looks like."""
+    parent = argparse.ArgumentParser(add_help=False)
+    parent.add_argument("--picture", type=png, help="PNG file to write")
+    return parent
+
+
 def where() -> argparse.ArgumentParser:
     """``--device``."""
     parent = argparse.ArgumentParser(add_help=False)
@@ -113,9 +120,8 @@ def evaluated() -> argparse.ArgumentParser:
 
 def timed() -> argparse.ArgumentParser:
     """What every timing takes."""
-    parent = argparse.ArgumentParser(add_help=False, parents=[where(), json_output()])
+    parent = argparse.ArgumentParser(add_help=False, parents=[where(), json_output(), drawn()])
     parent.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parent.add_argument("--threads", type=at_least_1, help="of the CPU")
     parent.add_argument("--rounds", type=at_least_1, default=15, help="runs of each, in turns")
-    parent.add_argument("--picture", type=png, help="PNG file to write")
     return parent

@@ -13,7 +13,7 @@ from torch import nn
 
 from dcls_models.loading import load_model
 from eval.images import label_names, transform_of
-from eval.options import png, which_model
+from eval.options import drawn, which_model
 
 
 @torch.inference_mode()
@@ -79,15 +79,14 @@ def run_predict(arguments: argparse.Namespace) -> None:
         else:
             best = ", ".join(f"{name} {probability:.1%}" for name, probability in found[image])
             print(f"{image}: {best}")
-    if arguments.output and found:
-        draw_predictions(list(found), list(found.values()), arguments.output)
+    if arguments.picture and found:
+        draw_predictions(list(found), list(found.values()), arguments.picture)
     if unreadable:
         raise ValueError("; ".join(unreadable))
 
 
 def add_commands(commands: Any) -> None:
     """Adds ``predict``."""
-    command = commands.add_parser("predict", parents=[which_model()], help="what single images show")
+    command = commands.add_parser("predict", parents=[which_model(), drawn()], help="what single images show")
     command.add_argument("images", nargs="+", help="image files, or patterns of them")
-    command.add_argument("--output", type=png, help="PNG file to write")
     command.set_defaults(run=run_predict)

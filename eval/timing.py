@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 FLUSHED = 2**24  # float32 numbers (64 MiB), more than the last-level cache of most processors holds
+SETTLED = 0.01  # seconds of runs before each timed one; one at least
 WARMUP = 0.5  # seconds of runs before the first round; each call runs once at least
 
 
@@ -31,9 +32,9 @@ def time_in_turns(
 ) -> dict[str, Timing]:
     """Times every call once per round, so that what else the machine does hits all of them alike.
 
-    Each call runs twice in its turn, and the second run is timed: after a call that takes and gives back a
-    lot of memory, the next one pays for it (page tables), most of all on a virtual machine. Before the timed
-    run the caches are overwritten. The order turns around in every second round.
+    In its turn a call first runs untimed for ``SETTLED`` seconds: after one that takes and gives back a lot
+    of memory, the next pays for it (page tables), most of all on a virtual machine. Before the timed run the
+    caches are overwritten. The order turns around in every second round.
 
     Args:
         calls: What to time, by name.
@@ -48,7 +49,10 @@ def time_in_turns(
     junk = torch.zeros(FLUSHED, device=device)
 
     def run(call: Callable[[], object]) -> float:
+        settled = time.perf_counter() + SETTLED
         call()
+        while time.perf_counter() < settled:
+            call()
         junk.add_(1)
         _wait_for(device)
         start = time.perf_counter()

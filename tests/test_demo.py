@@ -120,10 +120,10 @@ def test_accuracy_takes_a_checkpoint_too(run, digits, tmp_path):
 
 
 def test_kernels_and_predictions_are_drawn(run, digits, tmp_path, capsys):
-    eval_main(["kernels", "--model", f"local-dir:{run}", "--output", str(tmp_path / "k.png")])
+    eval_main(["kernels", "--model", f"local-dir:{run}", "--picture", str(tmp_path / "k.png")])
     assert Image.open(tmp_path / "k.png").width > 300
     files = [str(f) for f in sorted(digits.glob("val/7/*.png"))[:3]]
-    eval_main(["predict", "--model", f"local-dir:{run}", *files, "--output", str(tmp_path / "p.png")])
+    eval_main(["predict", "--model", f"local-dir:{run}", *files, "--picture", str(tmp_path / "p.png")])
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(str(digits))]
     assert [line.split(":")[0] for line in lines] == files
     assert Image.open(tmp_path / "p.png").width > 100
@@ -144,7 +144,7 @@ def test_a_model_without_dcls_has_no_kernels_to_draw(tmp_path, run):
     torch.save({"state_dict": model.state_dict()}, tmp_path / "plain.ckpt")
     with pytest.raises(CheckpointError, match="python -m train"):
         eval_main(
-            ["kernels", "--checkpoint", str(tmp_path / "plain.ckpt"), "--output", str(tmp_path / "k.png")]
+            ["kernels", "--checkpoint", str(tmp_path / "plain.ckpt"), "--picture", str(tmp_path / "k.png")]
         )
 
 

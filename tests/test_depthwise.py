@@ -39,7 +39,7 @@ def reference(x, w, b, padding):
 
 def convolve(x, w, b, padding):
     """What depthwise_conv2d does with the tensors that it takes on, in any precision."""
-    return module._Convolution.apply(x, w, padding) + b[:, None, None]
+    return module._Convolution.apply(x, w, b, padding)
 
 
 def is_ours(x, w):
@@ -81,8 +81,9 @@ def test_gradients_of_gradients(size):
     x = torch.randn(1, 2, 14, 15, dtype=torch.float64, requires_grad=True)
     w = torch.randn(2, 1, size, size, dtype=torch.float64, requires_grad=True)
     padding = (size // 2, size // 2)
-    assert gradcheck(lambda a, b: module._Convolution.apply(a, b, padding), (x, w), fast_mode=True)
-    assert gradgradcheck(lambda a, b: module._Convolution.apply(a, b, padding), (x, w), fast_mode=True)
+    b = torch.randn(2, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(lambda *t: module._Convolution.apply(*t, padding), (x, w, b), fast_mode=True)
+    assert gradgradcheck(lambda *t: module._Convolution.apply(*t, padding), (x, w, b), fast_mode=True)
 
 
 @pytest.mark.parametrize("needs", [(False, False), (False, True), (True, False), (True, True)], ids=str)

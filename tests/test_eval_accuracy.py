@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from filelock import FileLock
 from PIL import Image
 from timm.data import (
     ImageNetInfo,
@@ -324,6 +325,13 @@ def test_a_killed_evaluation_goes_on(model, tmp_path):
     sorted(root.rglob("*.png"))[0].write_bytes(b"")  # it must not be read again
     assert numbers(measure(output, model, root, "--batch-size", "2")) == numbers(whole)
     assert not parts.exists()
+
+
+def test_one_evaluation_at_a_time_writes_a_file(model, images, tmp_path):
+    with FileLock(tmp_path / "r.json.lock"), pytest.raises(ValueError, match="another evaluation is writing"):
+        measure(tmp_path / "r.json", model, images)
+    measure(tmp_path / "r.json", model, images)
+    assert [file.name for file in tmp_path.iterdir()] == ["r.json"]
 
 
 def test_what_was_left_half_written_is_not_read(model, images, tmp_path):

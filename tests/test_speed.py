@@ -2,6 +2,7 @@
 
 import json
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from eval import layers, peers, throughput, timing
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(timing, "WARMUP", 0.0)
+    monkeypatch.setattr(timing, "SETTLED", 1e-3)
     monkeypatch.setattr(timing, "FLUSHED", 2**10)
 
 
@@ -25,9 +27,12 @@ def run(*arguments):
 class TestTiming:
     def test_calls_take_turns_and_the_order_turns_around(self):
         order = []
-        found = timing.time_in_turns(
-            {"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=4
-        )
+
+        def call(name):
+            order.append(name)
+            time.sleep(timing.SETTLED)
+
+        found = timing.time_in_turns({name: partial(call, name) for name in "ab"}, rounds=4)
         assert "".join(order) == "aabb" + "aabbbbaaaabbbbaa"
         assert {t.runs for t in found.values()} == {4}
 

@@ -255,6 +255,18 @@ class TestParts:
         fit(images, tmp_path, *SHORT, *options, "--model.teacher", teacher, "--model.teacher_loss", "hard")
         assert last(tmp_path)["global_step"] == 6
 
+    def test_synchronised_batch_norm_keeps_the_activations_in_it(self, images, tmp_path, monkeypatch):
+        trainers = []
+        launch = "pytorch_lightning.trainer.trainer.call._call_and_handle_interrupt"
+        monkeypatch.setattr(launch, lambda trainer, *args, **kwargs: trainers.append(trainer))
+        fit(images, tmp_path, "--trainer.sync_batchnorm", "true", "--trainer.strategy", "ddp_fork")
+        model = timm.create_model("test_efficientnet").eval()
+        x = torch.randn(2, 3, 64, 64)
+        expected = model(x)
+        synced = trainers[0].strategy._layer_sync.apply(model)
+        assert any(isinstance(m, torch.nn.SyncBatchNorm) for m in synced.modules())
+        torch.testing.assert_close(synced(x), expected)
+
     def test_head_only_leaves_the_rest(self, images, tmp_path):
         options = ["--model.head_only", "true", "--model.lr", "0.1", "--model.model_kwargs", "{}"]
         fit(images, tmp_path, *SHORT, *options, "--model.name", "test_resnet_dcls")

@@ -113,7 +113,7 @@ def test_what_an_epoch_begins_with_holds_after_a_stop_within_it(images, tmp_path
 def test_killed_while_writing_a_checkpoint_the_one_before_is_used(whole, images, tmp_path):
     often = [*RANDOM, "--keep_last.every_n_updates", "2"]
     child = in_child(fit, images, tmp_path, *often, *callback("DieWhileSaving", nth=3))
-    child.join(100)
+    child.join(250)
     assert child.exitcode == -signal.SIGKILL
     assert last(tmp_path)["global_step"] == 4
     fit(images, tmp_path, *often, *RESUME)
@@ -127,7 +127,7 @@ def test_an_epoch_that_was_cut_short_is_over(images, tmp_path):
     child = in_child(
         fit, images, tmp_path / "killed", *more, *callback("DieWhileSaving", nth=3)
     )  # the first is of best.ckpt
-    child.join(100)
+    child.join(250)
     assert last(tmp_path / "killed")["global_step"] == 4
     fit(images, tmp_path / "killed", *more, *RESUME)
     assert same(last(tmp_path / "killed"), last(tmp_path / "whole"))

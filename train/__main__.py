@@ -25,7 +25,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from dcls_models import CheckpointError
 from train.checkpoints import AtomicCheckpointIO, KeepLast, check_checkpoint, last_checkpoint, put_aside
 from train.data import Images
-from train.models import has_weights
+from train.models import SyncBatchNorm, has_weights
 from train.module import Classifier
 from train.positions import PositionsPicture
 from train.progress import Progress
@@ -168,6 +168,8 @@ class TrainCLI(LightningCLI):
         config = self.config_init[self.subcommand]["trainer"]
         plugins = config["plugins"] or []
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
+        if config["sync_batchnorm"]:
+            kwargs["plugins"].append(SyncBatchNorm())
         trainer = super().instantiate_trainer(**kwargs)
         if trainer.progress_bar_callback is not None:
             trainer.callbacks.remove(trainer.progress_bar_callback)

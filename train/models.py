@@ -6,6 +6,8 @@ from typing import Any
 
 import timm
 import torch
+from pytorch_lightning.plugins.layer_sync import TorchSyncBatchNorm
+from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 import dcls_models
@@ -47,6 +49,18 @@ def freeze_all_but_head(model: nn.Module) -> None:
     """Leaves gradients to the classifier only."""
     model.requires_grad_(False)
     model.get_classifier().requires_grad_(True)  # type: ignore[operator]
+
+
+class SyncBatchNorm(TorchSyncBatchNorm):
+    """For ``Trainer(plugins=...)``: synchronises timm's layers as well, whose activation torch would drop."""
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """The model with layers that share their statistics between processes."""
+        return convert_sync_batchnorm(model)
+
+    def revert(self, model: nn.Module) -> nn.Module:
+        """The same model: its layers share nothing outside of training."""
+        return model
 
 
 def made(make: Callable[..., Any], option: str, **kwargs: Any) -> Any:

@@ -12,6 +12,7 @@ Shape letters: N batch, C channels, H x W image, K kernel.
 """
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -51,9 +52,7 @@ def depthwise_conv2d(
     tensors = _cast_for_autocast(input, weight, bias)
     if not _is_ours(*tensors, padding):
         return F.conv2d(input, weight, bias, padding=padding, groups=weight.shape[0])
-    input, weight, bias = tensors
-    output = _Convolution.apply(input, weight, tuple(padding))
-    return output if bias is None else output + bias[:, None, None]
+    return _Convolution.apply(*tensors, tuple(padding))
 
 
 def _cast_for_autocast(
@@ -99,15 +98,18 @@ def _best_layout(size: Sequence[int], padding: Sequence[int]) -> torch.memory_fo
     return torch.contiguous_format if max(size) in NHWC_SLOW else None
 
 
-def _convolve(input: torch.Tensor, weight: torch.Tensor, padding: tuple[int, int]) -> torch.Tensor:
+def _convolve(
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, padding: tuple[int, int]
+) -> torch.Tensor:
     if not input.is_cpu:
-        return triton_depthwise.convolution(input, weight, padding)
+        output = triton_depthwise.convolution(input, weight, padding)
+        return output if bias is None else output + bias[:, None, None]
     layout = _best_layout(weight.shape[2:], padding)
     if layout is None or input.is_contiguous(memory_format=layout):
-        return F.conv2d(input, weight, padding=padding, groups=len(weight))
+        return F.conv2d(input, weight, bias, padding=padding, groups=len(weight))
     back = torch.contiguous_format if layout == torch.channels_last else torch.channels_last
-    output = F.conv2d(input.contiguous(memory_format=layout), weight, padding=padding, groups=len(weight))
-    return output.contiguous(memory_format=back)
+    input = input.contiguous(memory_format=layout)
+    return F.conv2d(input, weight, bias, padding=padding, groups=len(weight)).contiguous(memory_format=back)
 
 
 def _correlate(input: torch.Tensor, grad: torch.Tensor, padding: tuple[int, int]) -> torch.Tensor:
@@ -125,27 +127,31 @@ def _correlate(input: torch.Tensor, grad: torch.Tensor, padding: tuple[int, int]
             x = x.contiguous().view(1, count, *x.shape[2:])
         kernels = g.reshape(count, 1, *g.shape[2:])
         lags = F.conv2d(x, kernels, padding=padding, groups=count)
-        parts.append(lags.view(-1, input.shape[1], *lags.shape[2:]).sum(0))
-    return torch.stack(parts).sum(0).unsqueeze(1)
+        lags = lags.view(-1, input.shape[1], *lags.shape[2:])
+        parts.append(torch.sum(lags, 0, out=torch.empty_like(lags[0])))  # ten times slower in another layout
+    return reduce(torch.add, parts).contiguous().unsqueeze(1)
 
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(input: torch.Tensor, weight: torch.Tensor, padding: tuple[int, int]) -> torch.Tensor:
-        return _convolve(input, weight, padding)
+    def forward(
+        input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, padding: tuple[int, int]
+    ) -> torch.Tensor:
+        return _convolve(input, weight, bias, padding)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        input, weight, ctx.padding = inputs
+        input, weight, _, ctx.padding = inputs
         ctx.save_for_backward(input, weight)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         input, weight = ctx.saved_tensors
-        of_input, of_weight = ctx.needs_input_grad[:2]
+        of_input, of_weight, of_bias, _ = ctx.needs_input_grad
         return (
             _input_gradient(grad, weight, ctx.padding) if of_input else None,
             _Correlation.apply(input, grad, ctx.padding) if of_weight else None,
+            grad.sum((0, 2, 3)) if of_bias else None,
             None,
         )
 
@@ -168,11 +174,11 @@ class _Correlation(torch.autograd.Function):
         of_input, of_grad = ctx.needs_input_grad[:2]
         return (
             _input_gradient(grad, weight, ctx.padding) if of_input else None,
-            _Convolution.apply(input, weight, ctx.padding) if of_grad else None,
+            _Convolution.apply(input, weight, None, ctx.padding) if of_grad else None,
             None,
         )
 
 
 def _input_gradient(grad: torch.Tensor, weight: torch.Tensor, padding: tuple[int, int]) -> torch.Tensor:
     outer = tuple(k - 1 - p for k, p in zip(weight.shape[2:], padding, strict=True))
-    return _Convolution.apply(grad, weight.flip(-2, -1), outer)
+    return _Convolution.apply(grad, weight.flip(-2, -1), None, outer)

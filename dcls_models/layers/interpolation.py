@@ -27,12 +27,12 @@ EPSILON = 1e-7  # keeps the normaliser of an element that lies far outside the k
 
 def triangle(pixel: torch.Tensor, position: torch.Tensor, width: torch.Tensor) -> torch.Tensor:
     """A triangle of half-width ``width`` around the position."""
-    return (width - (pixel - position).abs()).relu()
+    return (width - (position - pixel).abs()).relu()
 
 
 def gaussian(pixel: torch.Tensor, position: torch.Tensor, width: torch.Tensor) -> torch.Tensor:
     """A Gaussian of standard deviation ``width`` around the position."""
-    z = (pixel - position) * (0.5**0.5 / width)
+    z = (position - pixel) * (0.5**0.5 / width)
     share = torch.exp((z * -z).clamp(min=-32))
     return F.threshold(share, GAUSS_FLOOR, 0.0)  # tails and their gradients would be denormal numbers: slow
 
@@ -109,23 +109,24 @@ def _add_in_place(
     weight: torch.Tensor, positions: torch.Tensor, size: Sequence[int], scheme: Scheme
 ) -> torch.Tensor:
     """Adds the shares of the ``2**len(size)`` pixels around every element to a kernel of zeros."""
-    left = positions.floor()
+    positions = positions.unsqueeze(-2)  # axes ... 1 n
+    left = positions.detach().floor()
     right_share = positions - left
     if not scheme.slope_on_pixel:
-        right_share = torch.where(right_share == 0, 0, right_share)
-    k = per_axis(size, positions)
-    place = torch.stack((left, left + 1)).long() + k // 2  # 2 axes ... n
-    inside = (place >= 0) & (place < k)
-    parts = (torch.stack((1 - right_share, right_share)) * inside).unbind(1)
-    places = place.where(inside, 0).unbind(1)
+        right_share = right_share.relu()  # without a slope at 0
+    k = per_axis(size, left)
+    place = torch.cat((left, left + 1), -2) + k // 2  # axes ... 2 n
+    inside = place.fmax(place.new_zeros(())).clamp(max=k - 1)  # a number even where the place is none
+    parts = (torch.cat((1 - right_share, right_share), -2) * (inside == place)).unbind()
+    places = inside.unbind()
     if scheme.normalised:
-        weight = weight / (reduce(torch.mul, [part.sum(0) for part in parts]) + EPSILON)
-    share, index = parts[0] * weight, places[0]  # (product of twos) ... n
+        weight = weight / (reduce(torch.mul, [part.sum(-2) for part in parts]) + EPSILON)
+    share, index = parts[0] * weight.unsqueeze(-2), places[0]  # ... (product of twos) n
     for part, place, length in zip(parts[1:], places[1:], size[1:], strict=True):
-        share = (share.unsqueeze(1) * part).flatten(0, 1)
-        index = (index.unsqueeze(1) * length + place).flatten(0, 1)
+        share = (share.unsqueeze(-2) * part.unsqueeze(-3)).flatten(-3, -2)
+        index = (index.unsqueeze(-2) * length + place.unsqueeze(-3)).flatten(-3, -2)
     kernel = weight.new_zeros(*weight.shape[:-1], math.prod(size))
-    return kernel.scatter_add(-1, index.movedim(0, -2).flatten(-2), share.movedim(0, -2).flatten(-2))
+    return kernel.scatter_add_(-1, index.flatten(-2).long(), share.flatten(-2))
 
 
 def _multiply_factors(
