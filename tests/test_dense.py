@@ -302,6 +302,8 @@ class TestRuns:
         more = ["--trainer.max_epochs", "2", "--ckpt_path", "last"]
         resumed = fit(main, tmp_path, *TINY[main], *SMALL, *more)
         assert resumed["updates"] == 4
+        stored = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+        assert stored["lr_schedulers"][0]["t_initial"] == 4, "the schedule of two epochs"
         assert resumed["before"] == {k: found[k] for k in metrics}, "before: what the checkpoint has"
 
     @MAINS

@@ -5,6 +5,7 @@ import logging
 import tarfile
 from itertools import islice
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -93,6 +94,14 @@ class TestUnreadable:
         self.damage(root, [p.relative_to(root) for p in root.rglob("train/**/*.png")])
         with pytest.raises(DataError, match=r"10 images in a row cannot be read, the last one .*class_"):
             fit(root, tmp_path / "run", *RANDOM)
+
+    def test_more_than_8_bits_would_become_white(self, tmp_path, caplog):
+        root = write_images(tmp_path)
+        Image.fromarray(np.full((16, 16), 30_000, np.uint16)).save(root / "train/class_0/00.png")
+        data = Images(str(root), img_size=32, num_workers=0)
+        with caplog.at_level(logging.WARNING):
+            assert data.train_set[0][0].mean() < 2, "the next image"
+        assert "class_0/00.png: mode I;16 has more than 8 bits" in caplog.text
 
     def test_evaluation_does_not_replace_them(self, tmp_path):
         root = write_images(tmp_path)

@@ -74,6 +74,10 @@ class Dense(pl.LightningModule):
         """The backbone (timm's ``features_only``), and everything else."""
         raise NotImplementedError
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The schedule is that of the config and the update."""
+        checkpoint["lr_schedulers"] = []  # would keep the end of a training that is made longer
+
     def configure_optimizers(self) -> dict[str, Any]:
         """Optimizer and schedule of timm, with our groups, stepped per update."""
         hp = self.hparams

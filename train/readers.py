@@ -93,6 +93,8 @@ class Samples(Dataset[Sample]):
     def _read(self, index: int) -> tuple[Image.Image, int]:
         file, label = self.reader[self.indices[index]]
         with file, Image.open(file) as image:
+            if image.mode.startswith(("I", "F")):
+                raise ValueError(f"mode {image.mode} has more than 8 bits, which Pillow would turn white")
             return image.convert("RGB"), int(label)
 
     def _note(self, index: int, error: Exception) -> None:
