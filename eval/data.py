@@ -9,12 +9,15 @@ from typing import Any
 import torch
 from PIL import Image
 from timm.data import ImageNetInfo, create_dataset, infer_imagenet_subset
+from timm.data.readers import add_img_extensions
 from torch import nn
 from torch.utils.data import Dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from eval.images import label_names
 from eval.shards import Shards
 
+add_img_extensions(IMG_EXTENSIONS)  # timm by itself reads JPEG and PNG only
 UNREADABLE = -1  # label of an image that could not be read
 
 

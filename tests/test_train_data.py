@@ -95,6 +95,15 @@ class TestUnreadable:
         with pytest.raises(DataError, match=r"10 images in a row cannot be read, the last one .*class_"):
             fit(root, tmp_path / "run", *RANDOM)
 
+    def test_other_formats_are_read(self, tmp_path):
+        root = write_images(tmp_path)
+        for suffix in ("webp", "bmp", "tiff"):
+            Image.open(root / "val/class_0/00.png").save(root / f"val/class_0/more.{suffix}", lossless=True)
+        data = Images(str(root), img_size=32)
+        images = [data.val_set[i][0] for i in (0, 5, 6, 7)]
+        assert len(data.val_set) == 23
+        assert all(torch.equal(image, images[0]) for image in images)
+
     def test_more_than_8_bits_would_become_white(self, tmp_path, caplog):
         root = write_images(tmp_path)
         Image.fromarray(np.full((16, 16), 30_000, np.uint16)).save(root / "train/class_0/00.png")

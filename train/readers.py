@@ -10,13 +10,15 @@ import torch
 from PIL import Image
 from sklearn.model_selection import train_test_split
 from timm.data import create_dataset
-from timm.data.readers import create_reader, get_img_extensions
+from timm.data.readers import add_img_extensions, create_reader, get_img_extensions
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from train.samplers import PADDING, Key
 from train.seeding import seed_from
 
 _logger = logging.getLogger(__name__)
+add_img_extensions(IMG_EXTENSIONS)  # timm by itself reads JPEG and PNG only
 
 IGNORED = -1  # label of what counts nowhere
 IN_A_ROW = 10  # so many unreadable images, one after the other, are not an accident
