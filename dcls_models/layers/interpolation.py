@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-GAUSS_FLOOR = 1e-13  # smaller shares count as nothing: far below EPSILON, which they are compared with
+GAUSS_TAIL = math.log(1e-13)  # smaller shares count as nothing: far below EPSILON, to which they are added
 EPSILON = 1e-7  # keeps the normaliser of an element that lies far outside the kernel away from zero
 
 
@@ -32,9 +32,8 @@ def triangle(pixel: torch.Tensor, position: torch.Tensor, width: torch.Tensor) -
 
 def gaussian(pixel: torch.Tensor, position: torch.Tensor, width: torch.Tensor) -> torch.Tensor:
     """A Gaussian of standard deviation ``width`` around the position."""
-    z = (position - pixel) * (0.5**0.5 / width)
-    share = torch.exp((z * -z).clamp(min=-32))
-    return F.threshold(share, GAUSS_FLOOR, 0.0)  # tails and their gradients would be denormal numbers: slow
+    exponent = (position - pixel).square() * (-0.5 / width.square())
+    return F.threshold(exponent, GAUSS_TAIL, -math.inf).exp()  # the tail would be denormal numbers: slow
 
 
 class Scheme(NamedTuple):
