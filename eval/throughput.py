@@ -19,11 +19,11 @@ from eval.results import pictures, provenance, write_json
 from eval.timing import LAYOUTS, markdown_table, time_in_turns
 
 AUTHORS = "authors:"  # before a name of the zoo: its model with the layers of the authors' package
+TRIMMED = "trimmed:"  # before any name: deployed with the empty borders of kernels cut off
 MODES = {
     "train": "a training step: forward, backward, AdamW",
     "inference": "eval mode, without gradients",
     "deployed": "inference after re-parameterization",
-    "trimmed": "deployed, with empty borders of kernels cut off",
 }
 
 
@@ -51,17 +51,18 @@ def build(name: str, mode: str, pretrained: bool = False) -> nn.Module:
     """The model as it is used in one of ``MODES``.
 
     Args:
-        name: A timm name, ``local-dir:FOLDER``, ``hf-hub:USER/NAME``, or one of the zoo after ``AUTHORS``.
+        name: A timm name, ``local-dir:FOLDER``, ``hf-hub:USER/NAME``, or one of them after ``AUTHORS`` (the zoo's
+            only) or ``TRIMMED``.
         mode: A key of ``MODES``.
         pretrained: Whether to load weights.
     """
-    model = timm.create_model(name.removeprefix(AUTHORS), pretrained=pretrained)
+    model = timm.create_model(name.removeprefix(AUTHORS).removeprefix(TRIMMED), pretrained=pretrained)
     if name.startswith(AUTHORS):
         model = with_authors_layers(model)
     model.train(mode == "train")
-    if mode in ("deployed", "trimmed"):
+    if mode == "deployed":
         model = reparameterize_model(model)
-    return dcls_models.trim(model) if mode == "trimmed" else model
+    return dcls_models.trim(model) if name.startswith(TRIMMED) else model
 
 
 def _step(model: nn.Module, images: torch.Tensor, mode: str, dtype: torch.dtype) -> Callable[[], object]:
@@ -90,7 +91,7 @@ def _step(model: nn.Module, images: torch.Tensor, mode: str, dtype: torch.dtype)
 
 def throughput(
     names: Sequence[str],
-    modes: Sequence[str] = ("train", "inference", "deployed"),
+    modes: Sequence[str] = tuple(MODES),
     settings: Settings = Settings(),  # noqa: B008 (immutable)
     rounds: int = 15,
 ) -> list[dict[str, Any]]:
@@ -200,13 +201,14 @@ def add_commands(commands: Any) -> None:
     """Adds ``throughput``."""
     command = commands.add_parser("throughput", parents=[timed()], help="images per second, side by side")
     models_help = f"timm names, folders, Hub ids; the first is the baseline; {AUTHORS}NAME for"
-    models_help += " a model of the zoo with the layers of the authors' package"
+    models_help += (
+        f" a model of the zoo with the layers of the authors' package, {TRIMMED}NAME for trimmed kernels"
+    )
     command.add_argument("--models", nargs="+", required=True, metavar="MODEL", help=models_help)
     modes_help = "; ".join(f"{mode}: {text}" for mode, text in MODES.items())
-    default = ["train", "inference", "deployed"]
-    command.add_argument("--modes", nargs="+", default=default, choices=MODES, help=modes_help)
+    command.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES, help=modes_help)
     command.add_argument("--batch-size", type=at_least_1, default=4)
     command.add_argument("--img-size", type=at_least_1, help="pixels; each model's own by default")
     command.add_argument("--compile", action="store_true", help="torch.compile the models")
-    command.add_argument("--pretrained", action="store_true", help="with weights, for --modes trimmed")
+    command.add_argument("--pretrained", action="store_true", help=f"with weights, for {TRIMMED}NAME")
     command.set_defaults(run=run)
