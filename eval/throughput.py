@@ -51,8 +51,8 @@ def build(name: str, mode: str, pretrained: bool = False) -> nn.Module:
     """The model as it is used in one of ``MODES``.
 
     Args:
-        name: A timm name, ``local-dir:FOLDER``, ``hf-hub:USER/NAME``, or one of them after ``AUTHORS`` (the zoo's
-            only) or ``TRIMMED``.
+        name: A timm name, ``local-dir:FOLDER`` or ``hf-hub:USER/NAME``; after ``TRIMMED`` or, one of the zoo,
+            ``AUTHORS`` as well.
         mode: A key of ``MODES``.
         pretrained: Whether to load weights.
     """
