@@ -171,7 +171,7 @@ def open_folder(root: Path, **kwargs: Any) -> Any:
     try:
         return create_reader("", root=str(root), **kwargs)
     except RuntimeError as error:
-        raise FileNotFoundError(f"no images ({' '.join(get_img_extensions())}) in {root}") from error
+        raise FileNotFoundError(f"no images in {root} ({' '.join(get_img_extensions())})") from error
 
 
 def open_classes(root: Path, known: dict[str, int] | None = None) -> Any:

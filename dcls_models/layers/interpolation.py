@@ -109,13 +109,13 @@ def _add_in_place(
 ) -> torch.Tensor:
     """Adds the shares of the ``2**len(size)`` pixels around every element to a kernel of zeros."""
     positions = positions.unsqueeze(-2)  # axes ... 1 n
-    left = positions.detach().floor()
+    left = positions.detach().nan_to_num().floor()  # a place even for what is no number
     right_share = positions - left
     if not scheme.slope_on_pixel:
         right_share = right_share.relu()  # without a slope at 0
     k = per_axis(size, left)
     place = torch.cat((left, left + 1), -2) + k // 2  # axes ... 2 n
-    inside = place.fmax(place.new_zeros(())).clamp(max=k - 1)  # a number even where the place is none
+    inside = place.clamp(min=0).clamp(max=k - 1)
     parts = (torch.cat((1 - right_share, right_share), -2) * (inside == place)).unbind()
     places = inside.unbind()
     if scheme.normalised:
