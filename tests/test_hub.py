@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -353,15 +354,6 @@ def test_an_upload_that_is_cut_once_is_taken_up(server: HubServer, client: Clien
     assert server.files("ada/bumpy")["model.safetensors"] == (small / "model.safetensors").read_bytes()
 
 
-def wait_until_it_sleeps(pid: int) -> None:
-    """Until the main thread has had nothing to do for half a second, however busy the machine is."""
-    stat, asleep = Path(f"/proc/{pid}/stat"), 0
-    while asleep < 10:
-        time.sleep(0.05)
-        state = stat.read_text().rpartition(")")[2].split()[0] if stat.exists() else "S"
-        asleep = asleep + 1 if state == "S" else 0
-
-
 def test_an_interruption_leaves_the_old_state(server: HubServer, client: Client, small: Path) -> None:
     hold = threading.Event()
     server.large.clear()
@@ -369,11 +361,14 @@ def test_an_interruption_leaves_the_old_state(server: HubServer, client: Client,
     server.log.clear()
     command = [sys.executable, "-m", "hub", "publish", str(small), "ada/interrupted", "--push"]
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, env={**client.env, "HF_TOKEN": WRITE}, cwd=ROOT, **pipes)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
+    process = subprocess.Popen(
+        command, env={**client.env, "HF_TOKEN": WRITE}, cwd=ROOT, preexec_fn=heard, **pipes
+    )
     while not any(line.startswith("PUT") for line in server.log):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
-    wait_until_it_sleeps(process.pid)  # an interruption in a destructor would be ignored by Python
+    time.sleep(0.5)  # until it only waits; an interruption in a destructor would be ignored by Python
     process.send_signal(signal.SIGINT)
     time.sleep(1)
     hold.set()
