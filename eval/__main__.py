@@ -65,6 +65,9 @@ def _alone(arguments: argparse.Namespace) -> Iterator[None]:
 if __name__ == "__main__":
     try:
         main()
+    except KeyboardInterrupt:
+        print("interrupted; the same command with --output goes on where that takes long", file=sys.stderr)
+        sys.exit(130)
     # timm: RuntimeError for an unknown model, AssertionError for an image size that does not fit it
     except (OSError, ValueError, RuntimeError, AssertionError) as error:
         sys.exit(f"error: {error}")

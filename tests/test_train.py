@@ -605,7 +605,8 @@ class TestErrors:
 
 
 def test_what_earlier_runs_have_left_is_kept(images, tmp_path, caplog):
-    (tmp_path / "notes.txt").touch()
+    for name in ("notes.txt", "model.safetensors"):
+        (tmp_path / name).touch()
     pictures = ["--report.pictures", "true", "--positions.kernels", "1"]
     fit(images, tmp_path, *SHORT, *pictures)
     first = last(tmp_path)

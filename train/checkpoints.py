@@ -25,7 +25,9 @@ from train.module import NotFiniteError
 _logger = logging.getLogger(__name__)
 LAST = "last.ckpt"
 PICTURES = ("curves.png", "confusion.png", "predictions_val.png", "positions.png")
-LEFT = ("logs", "tensorboard", "summary.csv", "predictions.csv", *PICTURES, "checkpoints")  # by a run
+EXPORTED = ("model.safetensors", "config.json", "training.json", "README.md", ".eval_results")
+LOGGED = ("logs", "tensorboard", "summary.csv", "predictions.csv")
+LEFT = (*LOGGED, *PICTURES, *EXPORTED, "checkpoints")  # by a run
 AGAIN = 3.0  # seconds; torchrun and schedulers pass on signals that a process has already got
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 

@@ -233,7 +233,7 @@ class Images(pl.LightningDataModule):
         if not batches:
             raise ValueError(
                 f"{len(self.train_set)} training images are less than one batch of {size} on {devices} "
-                "device(s); choose a smaller data.batch_size"
+                f"device(s); choose a smaller data.batch_size, at most {len(self.train_set) // devices}"
             )
         return batches
 
