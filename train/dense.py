@@ -21,13 +21,13 @@ import dcls_models
 from dcls_models.optim import param_groups
 from train.__main__ import TrainCLI
 from train.data import leave_signals_to_the_trainer
-from train.optimizer import build_optimizer, build_schedule, schedule_length
+from train.optimizer import ScheduledByUpdates, build_optimizer, build_schedule, schedule_length
 
 STAGE = re.compile(r"(?:stages_|layer)(\d+)(?:\.(?:blocks\.)?(\d+))?")
 Samples = tuple[tuple[torch.Tensor, ...], tuple[Any, ...]]
 
 
-class Dense(pl.LightningModule):
+class Dense(ScheduledByUpdates):
     """A model with a backbone of timm; a subclass makes ``model`` and names its parts and its task.
 
     Args:
@@ -74,10 +74,6 @@ class Dense(pl.LightningModule):
         """The backbone (timm's ``features_only``), and everything else."""
         raise NotImplementedError
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The schedule is that of the config and the update."""
-        checkpoint["lr_schedulers"] = []  # would keep the end of a training that is made longer
-
     def configure_optimizers(self) -> dict[str, Any]:
         """Optimizer and schedule of timm, with our groups, stepped per update."""
         hp = self.hparams
@@ -100,10 +96,6 @@ class Dense(pl.LightningModule):
             **{k: hp[k] for k in names},
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Timm's schedulers are told the number of updates."""
-        scheduler.step_update(num_updates=self.global_step)
 
 
 def layer_of(name: str, blocks_per_layer: int | None) -> tuple[int, ...]:

@@ -3,7 +3,6 @@
 import logging
 from typing import Any, Literal
 
-import pytorch_lightning as pl
 import torch
 from timm.data import Mixup
 from timm.loss import create_classification_loss
@@ -19,7 +18,7 @@ from dcls_models import CheckpointError
 from dcls_models.loading import load_model
 from dcls_models.optim import holders, param_groups, repulsion
 from train.models import build_model, freeze_all_but_head, laid_out, made
-from train.optimizer import build_optimizer, build_schedule, schedule_length
+from train.optimizer import ScheduledByUpdates, build_optimizer, build_schedule, schedule_length
 from train.readers import IGNORED
 from train.seeding import run_seed, seed_from
 
@@ -31,7 +30,7 @@ class NotFiniteError(RuntimeError):
     """The loss is no number any more."""
 
 
-class Classifier(pl.LightningModule):
+class Classifier(ScheduledByUpdates):
     """Image classification with any timm model.
 
     Args:
@@ -173,7 +172,7 @@ class Classifier(pl.LightningModule):
             self.model.compile(backend=backend)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Makes sure that the outputs mean the same; the schedule is that of the config and the update.
+        """Makes sure that the outputs mean the same.
 
         Raises:
             CheckpointError: If the checkpoint is for other classes, also if they are as many.
@@ -183,7 +182,7 @@ class Classifier(pl.LightningModule):
             raise CheckpointError(
                 f"the checkpoint is for other classes than the data have: {_few(stored)}, not {_few(now)}"
             )
-        checkpoint["lr_schedulers"] = []  # would keep the end of a training that is made longer
+        super().on_load_checkpoint(checkpoint)
 
     def on_fit_start(self) -> None:
         """Fetches the teacher, and makes sure that batches can be mixed.
@@ -300,10 +299,6 @@ class Classifier(pl.LightningModule):
         names = ("sched", "warmup_epochs", "warmup_lr", "min_lr", "sched_kwargs")
         scheduler = build_schedule(optimizer, updates, per_epoch, **{k: hp[k] for k in names})
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Timm's schedulers are told the number of updates."""
-        scheduler.step_update(num_updates=self.global_step)
 
     def check_finite(self) -> None:
         """Stops a training that has come to nothing.
