@@ -1,8 +1,10 @@
 """Kernel construction and depthwise convolution, forward and backward, beside what else can do it."""
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import product
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +20,7 @@ from dcls_models.layers.depthwise import depthwise_conv2d
 from eval.options import at_least_1, odd, timed
 from eval.peers import authors_layer
 from eval.results import pictures, provenance, write_json
-from eval.timing import LAYOUTS, markdown_table, time_in_turns
+from eval.timing import FLUSHED, LAYOUTS, markdown_table, time_in_turns
 
 PARTS = ("construction", "convolution", "peers")
 MODELS = ("convnext_dcls_tiny", "convnext_dcls_gauss_tiny", "convformer_dcls_s18", "fastvit_dcls_sa24")
@@ -69,6 +71,8 @@ def construction(
 ) -> list[dict[str, Any]]:
     """Times building a kernel and its gradients, of every version.
 
+    So many layers take turns that their parameters are larger than the caches.
+
     Args:
         device: Where to compute.
         rounds: Runs of each.
@@ -82,16 +86,15 @@ def construction(
     rows = []
     widths = dict.fromkeys(shape.channels for shape in shapes_of(model))
     for (version, (size, count)), width in product(KERNELS.items(), widths):
-        layer = Dcls2d(
-            width, width, count, padding=size // 2, dilated_kernel_size=size, groups=width, version=version
-        ).to(device)
-        grad = torch.randn(width, 1, size, size, device=device)
-        calls = {"ours": _construct(layer.kernel, grad, layer)}
+        layers = _layers(width, count, size, version, device)
+        grads = torch.randn(len(layers), width, 1, size, size, device=device).unbind()
+        calls = {"ours": _in_rotation([layer.kernel for layer in layers], layers, grads)}
         if authors:
-            theirs: Any = authors_layer(layer)
-            calls["authors"] = _construct(lambda t=theirs: t.DCK(t.weight, t.P, t.SIG), grad, theirs)
+            theirs: list[Any] = [authors_layer(layer) for layer in layers]
+            kernels = [partial(t.DCK, t.weight, t.P, t.SIG) for t in theirs]
+            calls["authors"] = _in_rotation(kernels, theirs, grads)
         row: dict[str, Any] = {"version": version, "channels": width, "kernel": size, "elements": count}
-        timings = time_in_turns(calls, device, rounds)
+        timings = time_in_turns(calls, device, rounds, flush=False)
         row["ms"] = {name: ms._asdict() for name, ms in timings.items()}
         if device == "cpu":
             row["peak_bytes"] = {name: peak_memory(call) for name, call in calls.items()}
@@ -103,11 +106,28 @@ def construction(
     return rows
 
 
-def _construct(
-    kernel: Callable[[], torch.Tensor], grad: torch.Tensor, layer: torch.nn.Module
+def _layers(channels: int, count: int, size: int, version: str, device: str) -> list[Dcls2d]:
+    """As many as have more parameters than the caches hold."""
+    options: dict[str, Any] = {"padding": size // 2, "dilated_kernel_size": size, "version": version}
+    layer = Dcls2d(channels, channels, count, groups=channels, **options).to(device)
+    copies = FLUSHED // sum(p.numel() for p in layer.parameters())
+    return [layer, *(copy.deepcopy(layer) for _ in range(copies))]
+
+
+def _in_rotation(
+    kernels: Iterable[Callable[[], torch.Tensor]],
+    layers: Iterable[torch.nn.Module],
+    grads: Iterable[torch.Tensor],
 ) -> Callable[[], None]:
-    leaves = [p for name, p in layer.named_parameters() if name != "bias"]
-    return lambda: _backward(kernel(), grad, leaves)
+    """Builds the kernel of another layer, and its gradients, at every call."""
+    leaves = ([p for name, p in layer.named_parameters() if name != "bias"] for layer in layers)
+    turns = cycle(zip(kernels, grads, leaves, strict=True))
+
+    def construct() -> None:
+        kernel, grad, parameters = next(turns)
+        _backward(kernel(), grad, parameters)
+
+    return construct
 
 
 def peak_memory(call: Callable[[], object]) -> int:

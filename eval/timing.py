@@ -1,4 +1,4 @@
-"""Timing things side by side: in turns, with cold caches, on any device."""
+"""Timing things side by side: in turns, with inputs that are in no cache, on any device."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -29,18 +29,20 @@ def time_in_turns(
     device: torch.device | str = "cpu",
     rounds: int = 15,
     seconds: float = 60.0,
+    flush: bool = True,
 ) -> dict[str, Timing]:
     """Times every call once per round, so that what else the machine does hits all of them alike.
 
     In its turn a call first runs untimed for ``SETTLED`` seconds: after one that takes and gives back a lot
-    of memory, the next pays for it (page tables), most of all on a virtual machine. Before the timed run the
-    caches are overwritten. The order turns around in every second round.
+    of memory, the next pays for it (page tables), most of all on a virtual machine. The order turns around in
+    every second round.
 
     Args:
         calls: What to time, by name.
         device: Where the calls compute; an accelerator is waited for before and after each.
         rounds: Most runs of each.
         seconds: A call that has used up this much is left out of further rounds, after three runs.
+        flush: Whether to overwrite the caches before each timed run; no need where every run has new inputs.
 
     Returns:
         The timing of every call.
@@ -53,7 +55,8 @@ def time_in_turns(
         call()
         while time.perf_counter() < settled:
             call()
-        junk.add_(1)
+        if flush:
+            junk.add_(1)
         _wait_for(device)
         start = time.perf_counter()
         call()

@@ -132,7 +132,8 @@ class TestLayers:
             (768, 7, 17),
         ]
 
-    def test_all_parts(self, tmp_path, capsys):
+    def test_all_parts(self, tmp_path, capsys, monkeypatch):
+        monkeypatch.setattr(layers, "FLUSHED", 2**16)  # fewer layers than a measurement needs
         output, picture = tmp_path / "layers.json", tmp_path / "layers.png"
         options = [
             "--models",
@@ -164,6 +165,25 @@ class TestLayers:
         printed = capsys.readouterr().out
         assert "kernel construction" in printed and "Over all" in printed
         assert min(Image.open(picture).size) > 100
+
+    def test_every_call_builds_the_kernel_of_another_layer(self):
+        built = []
+        pool = [torch.nn.Linear(2, 2) for _ in range(3)]
+
+        def kernel(layer):
+            built.append(layer)
+            return layer.weight * 1
+
+        grads = torch.ones(3, 2, 2)
+        call = layers._in_rotation([partial(kernel, layer) for layer in pool], pool, grads)
+        for _ in range(4):
+            call()
+        assert built == [*pool, pool[0]]
+
+    def test_the_layers_are_larger_than_the_caches(self):
+        found = layers._layers(768, 26, 23, "gauss", "cpu")
+        assert sum(p.numel() for layer in found for p in layer.parameters()) >= timing.FLUSHED
+        assert len({p.data_ptr() for layer in found for p in layer.parameters()}) == 4 * len(found)
 
     def test_peak_memory_is_that_of_tensors(self):
         def call():
