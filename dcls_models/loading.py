@@ -35,12 +35,14 @@ def load_model(
     Raises:
         CheckpointError: If the checkpoint is not one of the trainer's, is for another model than ``name``, or
             has no averaged weights.
-        ValueError: If neither is given.
+        ValueError: If neither is given, or ``name`` is a file.
     """
     if checkpoint is not None:
         return _from_trainer(Path(checkpoint), name, ema, **kwargs).eval()
     if name is None:
         raise ValueError("give the name of a model, or a checkpoint")
+    if Path(name).is_file():
+        raise ValueError(f"{name} is a file, not a name: give it as the checkpoint (eval: --checkpoint)")
     return timm.create_model(name, pretrained=True, **kwargs).eval()
 
 

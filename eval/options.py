@@ -1,7 +1,7 @@
 """Options that several subcommands share, and the types of their values."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -34,12 +34,16 @@ def odd(text: str) -> int:
     return number
 
 
-def png(text: str) -> Path:
-    """A picture to write."""
-    path = Path(text)
-    if path.suffix != ".png":
-        raise argparse.ArgumentTypeError(f"must end in .png, got {text}")
-    return path
+def ending(*suffixes: str) -> Callable[[str], Path]:
+    """A file to write, whose name says what it is."""
+
+    def file(text: str) -> Path:
+        path = Path(text)
+        if path.suffix not in suffixes:
+            raise argparse.ArgumentTypeError(f"must end in {' or '.join(suffixes)}, got {text}")
+        return path
+
+    return file
 
 
 def which_model() -> argparse.ArgumentParser:
@@ -73,14 +77,14 @@ def models(arguments: argparse.Namespace) -> Iterator[tuple[str, nn.Module]]:
 def json_output() -> argparse.ArgumentParser:
     """``--output``, the result."""
     parent = argparse.ArgumentParser(add_help=False)
-    parent.add_argument("--output", type=Path, help="JSON file to write")
+    parent.add_argument("--output", type=ending(".json"), help="JSON file to write")
     return parent
 
 
 def drawn() -> argparse.ArgumentParser:
     """``--picture``, what a result looks like."""
     parent = argparse.ArgumentParser(add_help=False)
-    parent.add_argument("--picture", type=png, help="PNG file to write")
+    parent.add_argument("--picture", type=ending(".png"), help="PNG file to write")
     return parent
 
 

@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 from markdown import markdown
 
 from eval import layers
+from eval.options import ending
 from eval.timing import markdown_table
 
 PUBLISHED = Path(__file__).with_name("published.csv")
@@ -364,14 +365,6 @@ def _embedded(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
-def page(text: str) -> Path:
-    """A page to write."""
-    path = Path(text)
-    if path.suffix not in SUFFIXES:
-        raise argparse.ArgumentTypeError(f"must end in {' or '.join(SUFFIXES)}, got {text}")
-    return path
-
-
 def run(arguments: argparse.Namespace) -> None:
     """Writes the page."""
     write_report(read_results(arguments.results), arguments.output, arguments.title)
@@ -382,6 +375,8 @@ def add_commands(commands: Any) -> None:
     """Adds ``report``."""
     command = commands.add_parser("report", help="one page that compares results")
     command.add_argument("results", nargs="+", type=Path, help="JSON files of the other commands")
-    command.add_argument("--output", type=page, required=True, help="HTML or Markdown file to write")
+    command.add_argument(
+        "--output", type=ending(*SUFFIXES), required=True, help="HTML or Markdown file to write"
+    )
     command.add_argument("--title", default="Evaluation")
     command.set_defaults(run=run)

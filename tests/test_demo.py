@@ -199,6 +199,8 @@ def test_load_model_refuses_a_checkpoint_of_another_name(run):
         load_model(checkpoint=run / "nothing.ckpt")
     with pytest.raises(ValueError, match="name of a model, or a checkpoint"):
         load_model()
+    with pytest.raises(ValueError, match=r"last.ckpt is a file, not a name: .*--checkpoint"):
+        load_model(str(run / "checkpoints" / "last.ckpt"))
 
 
 def test_two_trainings_do_not_share_a_folder(digits, tmp_path):

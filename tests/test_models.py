@@ -283,6 +283,13 @@ def test_stems(name: str) -> None:
     assert model.num_classes == (527 if audio else 1000)
 
 
+@tiny
+@pytest.mark.parametrize("size", [8, (7, 8)])
+def test_even_kernels_are_refused(name: str, size: int | tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match=f"dilated_kernel_size of {name} must be odd, got "):
+        meta(name, dilated_kernel_size=size)
+
+
 @released
 def test_parameter_counts(tag: str) -> None:
     assert sum(p.numel() for p in outline(tag).parameters()) == RELEASED[tag][0]

@@ -125,14 +125,16 @@ def next_steps(trainer: pl.Trainer) -> str:
     """What somebody types after a training."""
     root = trainer.default_root_dir
     typed = shlex.quote(str(root))
+    longer = 2 * max(1, trainer.current_epoch)
     top1 = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/top1")}
     said = ", ".join(f"{k} {v:.2f} %" for k, v in top1.items())
     return (
-        f"\n{said or 'nothing was validated'}; curves, confusions and predictions are drawn in {root}.\n"
+        f"\n{said or 'nothing was validated (was there an epoch left?)'}; "
+        f"curves, confusions and predictions are drawn in {root}.\n"
         "Next:\n"
         f"  python -m hub export --checkpoint {typed}/checkpoints/last.ckpt --out {typed}\n"
         f"  tensorboard --logdir {typed}\n"
-        f"  python -m train fit --config {typed}/logs/config.yaml --ckpt_path last --trainer.max_epochs MORE"
+        f"  python -m train fit --config {typed}/logs/config.yaml --ckpt_path last --trainer.max_epochs {longer}"
     )
 
 

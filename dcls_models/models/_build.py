@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from timm.layers import to_2tuple
 from timm.models import build_model_with_cfg
 from timm.models._builder import resolve_pretrained_cfg
 from torch import nn
@@ -51,7 +52,11 @@ def build(
 
     Raises:
         CheckpointError: If the weights cannot be loaded completely.
+        ValueError: If ``dilated_kernel_size`` is even: images would grow on the way through a block.
     """
+    size = kwargs.get("dilated_kernel_size", 1)
+    if any(isinstance(k, int) and k % 2 == 0 for k in to_2tuple(size)):
+        raise ValueError(f"dilated_kernel_size of {variant} must be odd, got {size}")
     source = ""
     if pretrained:
         cfg = resolve_pretrained_cfg(
