@@ -6,12 +6,13 @@ from fnmatch import fnmatch
 from functools import partial
 
 import torch
-from timm.layers import Conv2dSame, to_ntuple
+from timm.layers import Conv2dSame
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils import parametrize
 
 from .layers import Dcls1d, Dcls2d, Dcls2dSame, Dcls3d, DclsNd
+from .layers.dcls import sizes
 from .layers.positions import check_shareable, share_positions
 from .warm_start import check_counterpart, warm_start
 
@@ -127,7 +128,7 @@ def _replacement(
             f"{name} is a {type(conv).__name__} that does more than {dense_class.__name__} (a forward of its "
             "own, hooks or parametrizations), and that would be lost; leave it out"
         )
-    size = to_ntuple(dcls_class.learned_axes)(dilated_kernel_size)
+    size = sizes(dilated_kernel_size, dcls_class.learned_axes, "dilated_kernel_size")
     layer = dcls_class(
         conv.in_channels,
         conv.out_channels,

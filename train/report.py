@@ -134,7 +134,8 @@ def next_steps(trainer: pl.Trainer) -> str:
         "Next:\n"
         f"  python -m hub export --checkpoint {typed}/checkpoints/last.ckpt --out {typed}\n"
         f"  tensorboard --logdir {typed}\n"
-        f"  python -m train fit --config {typed}/logs/config.yaml --ckpt_path last --trainer.max_epochs {longer}"
+        f"  python -m train fit --config {typed}/logs/config.yaml --ckpt_path last "
+        f"--trainer.max_epochs {longer}"
     )
 
 

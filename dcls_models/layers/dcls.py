@@ -29,7 +29,7 @@ def sizes(size: int | tuple[int, ...], axes: int, name: str) -> tuple[int, ...]:
     found: tuple[int, ...] = to_ntuple(axes)(size)
     if len(found) != axes or not all(isinstance(k, int) and k >= 1 for k in found):
         raise ValueError(
-            f"{name} must be a whole number of at least 1, one for each of {axes} axes, got {size}"
+            f"{name} must be a whole number of at least 1, one for each of {axes} axes, got {size!r}"
         )
     return found
 

@@ -4,12 +4,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from timm.layers import to_2tuple
 from timm.models import build_model_with_cfg
 from timm.models._builder import resolve_pretrained_cfg
 from torch import nn
 
 from ..checkpoint import CheckpointError, Rename, allow_namespace, convert, fetch, read
+from ..layers.dcls import sizes
 
 AUDIO_CFG = {
     "num_classes": 527,
@@ -55,7 +55,7 @@ def build(
         ValueError: If ``dilated_kernel_size`` is even: images would grow on the way through a block.
     """
     size = kwargs.get("dilated_kernel_size", 1)
-    if any(isinstance(k, int) and k % 2 == 0 for k in to_2tuple(size)):
+    if any(k % 2 == 0 for k in sizes(size, 2, "dilated_kernel_size")):
         raise ValueError(f"dilated_kernel_size of {variant} must be odd, got {size}")
     source = ""
     if pretrained:
