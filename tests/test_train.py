@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from dcls_models import CheckpointError
 from dcls_models.loading import load_model
+from dcls_models.optim import param_groups
 from hub.__main__ import main as hub_main
 from tests.training import (
     RANDOM,
@@ -42,6 +43,7 @@ from train.contours import contours
 from train.data import Images
 from train.models import laid_out
 from train.module import Classifier, NotFiniteError
+from train.optimizer import build_optimizer
 from train.study import VARIANTS, baselines, equal_parameters, parameters
 from train.study import main as study
 
@@ -183,6 +185,18 @@ class TestParts:
         assert not [k for k in checkpoint["state_dict"] if "teacher" in k]
         rates = [g["lr"] for g in checkpoint["optimizer_states"][0]["param_groups"]]
         assert len({round(r, 12) for r in rates}) > 4
+
+    def test_one_line_says_what_a_kind_of_parameters_gets(self, caplog):
+        groups = param_groups(timm.create_model("test_convnext_dcls"), lr=1e-3, layer_decay=0.7)
+        with caplog.at_level(logging.INFO):
+            build_optimizer(groups, "adamw", 1e-3, 0.05, None)
+        lines = [record.getMessage() for record in caplog.records if record.name == "train.optimizer"]
+        assert [line.split()[2] for line in lines] == ["decay", "no_decay", "positions"]
+        for line, name in zip(lines, ("decay", "no_decay", "positions"), strict=True):
+            rates = [group["lr"] for group in groups if group["name"] == name]
+            assert f" lr {min(rates):.3g} to {max(rates):.3g} " in line
+            numbers = sum(p.numel() for g in groups if g["name"] == name for p in g["params"])
+            assert line.endswith(f" {numbers} numbers")
 
     @pytest.mark.parametrize("policy", ["3a", "rand-m9-mstd0.5-inc1", "augmix-m5-w4-d2"])
     def test_augmentation_depends_on_its_seed_only(self, images, policy):

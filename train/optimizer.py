@@ -22,15 +22,17 @@ def build_optimizer(
     Raises:
         ValueError: If timm knows no such optimizer, or the optimizer no such argument.
     """
-    for group in groups:
-        count = sum(p.numel() for p in group["params"])
+    for name in dict.fromkeys(group["name"] for group in groups):  # with layer decay a name has many
+        same = [group for group in groups if group["name"] == name]
+        rates = sorted({group["lr"] for group in same})
+        params = [p for group in same for p in group["params"]]
         _logger.info(
-            "optimizer group %-9s lr %-9.3g weight decay %-5g %4d tensors %11d numbers",
-            group["name"],
-            group["lr"],
-            group["weight_decay"],
-            len(group["params"]),
-            count,
+            "optimizer group %-9s lr %-20s weight decay %-5g %4d tensors %11d numbers",
+            name,
+            " to ".join(f"{rate:.3g}" for rate in dict.fromkeys((rates[0], rates[-1]))),
+            same[0]["weight_decay"],
+            len(params),
+            sum(p.numel() for p in params),
         )
     try:
         return create_optimizer_v2(groups, opt=opt, lr=lr, weight_decay=weight_decay, **(opt_kwargs or {}))
