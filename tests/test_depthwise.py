@@ -184,6 +184,32 @@ def test_gradients_per_sample_and_forward_derivatives():
     torch.testing.assert_close(tangent, layer(torch.ones_like(x)) - layer.bias[:, None, None])
 
 
+def test_gradients_in_batches():
+    x, w, _, _ = tensors("small", torch.float32, batch=1)
+    cotangents = torch.randn(4, 1, 3, 9, 11)
+
+    def found(function):
+        first = torch.autograd.grad(function(x, w).pow(3), (x, w), cotangents, is_grads_batched=True)
+        of_first = torch.autograd.grad(function(x, w).pow(3).sum(), w, create_graph=True)[0]
+        second = torch.autograd.grad(of_first, (x, w), torch.randn(4, *w.shape), is_grads_batched=True)
+        return [*first, *second]
+
+    torch.manual_seed(0)
+    ours = found(lambda x, w: convolve(x, w, None, (3, 4)))
+    torch.manual_seed(0)
+    for a, e in zip(ours, found(lambda x, w: reference(x, w, None, (3, 4))), strict=True):
+        assert (a - e).norm() <= 1e-5 * e.norm()
+
+
+def test_a_backward_pass_under_autocast_stays_in_float32():
+    x, w, _, padding = tensors("large", torch.float32)
+    output = depthwise_conv2d(x, w, None, padding)
+    plain = torch.autograd.grad(output.sum(), (x, w), retain_graph=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = torch.autograd.grad(output.sum(), (x, w))
+    assert all(torch.equal(a, e) for a, e in zip(found, plain, strict=True))
+
+
 def test_more_padding_than_kernel_is_left_to_torch():
     layer = Dcls2d(3, 3, 4, dilated_kernel_size=17, padding=17, groups=3)
     layer(torch.randn(1, 3, 20, 20)).sum().backward()

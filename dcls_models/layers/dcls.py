@@ -220,11 +220,12 @@ class DclsNd(_ConvNd):
         if self.training or torch.is_grad_enabled() or not _are_plain(sources):
             return self.kernel()
         state = [(id(t), t._version, t.data_ptr()) for t in sources]
-        if self._cache is None or self._cache[0] != state or not _same_values(sources, self._cache[2]):
+        cache = self._cache  # another thread may drop it meanwhile
+        if cache is None or cache[0] != state or not _same_values(sources, cache[2]):
             # with the sources, so that no id is used again
             values = [t.detach().clone() if t.is_cpu else t for t in sources]
-            self._cache = (state, sources, values, self.kernel())
-        return self._cache[3]
+            self._cache = cache = (state, sources, values, self.kernel())
+        return cache[3]
 
     def drop_cache(self) -> None:
         """Builds the kernel anew at the next forward."""
