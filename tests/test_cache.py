@@ -150,6 +150,13 @@ def test_on_a_gpu_a_write_through_data_alone_is_not_seen_before_eval():
     assert not torch.equal(output(layer.eval(), x), before)
 
 
+def test_a_load_drops_it_even_if_nothing_shows():
+    layer = layer_of()
+    output(layer)
+    layer.load_state_dict(layer.state_dict())
+    assert layer._cache is None
+
+
 def test_dropped_by_another_thread_in_the_middle_of_a_call(monkeypatch):
     layer = layer_of()
     before = output(layer)

@@ -4,7 +4,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
 
-from dcls_models.layers import Dcls2d
+from dcls_models.layers import Dcls2d, dcls
 from dcls_models.layers import depthwise as module
 from dcls_models.layers.depthwise import depthwise_conv2d
 
@@ -150,14 +150,30 @@ def test_a_layer_trains_as_with_the_plain_convolution(layout, monkeypatch):
 
 @pytest.mark.parametrize(
     "words",
-    [{"stride": 2}, {"dilation": 2}, {"padding_mode": "circular"}, {"padding": "same"}, {"groups": 2}],
+    [
+        {"stride": 2},
+        {"dilation": 2},
+        {"padding_mode": "circular"},
+        {"padding": "same", "dilated_kernel_size": 16},
+        {"groups": 2},
+    ],
+    ids=str,
 )
 def test_layers_that_are_not_plain_are_left_alone(words, monkeypatch):
     monkeypatch.setattr(module._Convolution, "apply", None)
-    args = {"padding": 8, "groups": 4, **words}
-    layer = Dcls2d(4, 4, 5, dilated_kernel_size=17, **args)
+    args = {"padding": 8, "groups": 4, "dilated_kernel_size": 17, **words}
+    layer = Dcls2d(4, 4, 5, **args)
     layer(torch.randn(1, 4, 33, 33)).sum().backward()
     assert layer.weight.grad is not None
+
+
+def test_the_same_padding_of_an_odd_kernel_is_a_plain_one(monkeypatch):
+    layer = Dcls2d(4, 4, 5, padding="same", dilated_kernel_size=(17, 9), groups=4)
+    x = torch.randn(1, 4, 20, 21)
+    given = []
+    monkeypatch.setattr(dcls, "depthwise_conv2d", lambda *a: given.append(a[-1]) or depthwise_conv2d(*a))
+    torch.testing.assert_close(layer(x), layer._conv_forward(x, layer.kernel(), layer.bias))
+    assert given == [(8, 4)]
 
 
 def test_training_a_gauss_model_meets_no_denormal_numbers():

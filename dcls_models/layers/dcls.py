@@ -109,6 +109,8 @@ class DclsNd(_ConvNd):
             raise ValueError(f"version must be one of {', '.join(SCHEMES)}, got {version=}")
         if not isinstance(kernel_count, int) or kernel_count < 1:
             raise ValueError(f"kernel_count must be a whole number of at least 1, got {kernel_count=}")
+        if min(in_channels, out_channels) < 1:
+            raise ValueError(f"channels must be at least 1, got {in_channels=}, {out_channels=}")
         learned_size = sizes(dilated_kernel_size, self.learned_axes, "dilated_kernel_size")
         kernel_size = kernel_size or (*dense_kernel_size, *learned_size)
         conv_args: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation}
@@ -240,6 +242,10 @@ class DclsNd(_ConvNd):
         self.drop_cache()
         return super()._apply(*args, **kwargs)
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.drop_cache()  # FSDP2 loads into shards, which does not count as a write to the whole
+        super()._load_from_state_dict(*args, **kwargs)
+
     def _convolve(self, input: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
         return self._conv_forward(input, kernel, self.bias)
 
@@ -337,8 +343,11 @@ class Dcls2d(DclsNd, nn.Conv2d):
     def _convolve(self, input: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
         depthwise = self.groups == self.in_channels == self.out_channels
         plain = self.stride == self.dilation == (1, 1) and self.padding_mode == "zeros"
-        if type(self) is Dcls2d and depthwise and plain and isinstance(self.padding, tuple):
-            return depthwise_conv2d(input, kernel, self.bias, self.padding)
+        padding = self.padding
+        if padding == "same" and all(k % 2 for k in self.kernel_size):
+            padding = tuple(k // 2 for k in self.kernel_size)
+        if type(self) is Dcls2d and depthwise and plain and isinstance(padding, tuple):
+            return depthwise_conv2d(input, kernel, self.bias, padding)
         return super()._convolve(input, kernel)
 
 
