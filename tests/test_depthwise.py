@@ -124,6 +124,8 @@ def test_what_is_left_to_torch():
     assert not is_ours(x.double(), w.double())
     small = w[..., :9, :9]
     assert is_ours(x, small) and not is_ours(x, small.detach()), "inference with a small kernel"
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert not is_ours(x, w)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert not is_ours(x, w)
         assert depthwise_conv2d(x, w, None, padding).dtype == torch.bfloat16

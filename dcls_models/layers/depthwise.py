@@ -80,7 +80,7 @@ def _is_ours(
         return False
     if input.device.type != "cpu":
         return triton_depthwise.chosen(input, weight, padding)
-    if "AVX" not in _CAPABILITY or torch.is_autocast_enabled("cpu"):
+    if "AVX" not in _CAPABILITY or not torch.backends.mkldnn.enabled or torch.is_autocast_enabled("cpu"):
         return False
     if any(p >= k for p, k in zip(padding, weight.shape[2:], strict=True)):
         return False
