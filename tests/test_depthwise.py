@@ -3,8 +3,9 @@ import timm
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
 
-from dcls_models.layers import Dcls2d, dcls
+from dcls_models.layers import Dcls2d, Dcls2dSame, dcls
 from dcls_models.layers import depthwise as module
 from dcls_models.layers.depthwise import depthwise_conv2d
 
@@ -178,6 +179,14 @@ def test_the_same_padding_of_an_odd_kernel_is_a_plain_one(monkeypatch):
     assert given == [(8, 4)]
 
 
+def test_a_layer_with_a_parametrization_is_a_plain_one(monkeypatch):
+    layer = weight_norm(Dcls2d(4, 4, 5, padding=8, dilated_kernel_size=17, groups=4))
+    assert type(layer) is not Dcls2d
+    monkeypatch.setattr(dcls, "depthwise_conv2d", lambda *_: "fast")
+    assert layer(torch.randn(1, 4, 20, 20)) == "fast"
+    assert torch.is_tensor(Dcls2dSame(4, 4, 5, dilated_kernel_size=17, groups=4)(torch.randn(1, 4, 20, 20)))
+
+
 def test_training_a_gauss_model_meets_no_denormal_numbers():
     model = timm.create_model("test_convnext_dcls", version="gauss", dilated_kernel_size=23, kernel_count=26)
     layer = model.stages[0].blocks[0].conv_dw
@@ -200,6 +209,15 @@ def test_gradients_per_sample_and_forward_derivatives():
         torch.testing.assert_close(each[name].sum(0), p.grad, rtol=1e-4, atol=1e-4)
     _, tangent = torch.func.jvp(layer.eval(), (x,), (torch.ones_like(x),))
     torch.testing.assert_close(tangent, layer(torch.ones_like(x)) - layer.bias[:, None, None])
+
+
+@pytest.mark.parametrize("version", ["v0", "gauss"])
+def test_models_side_by_side_in_one_vmap(version):
+    layers = [Dcls2d(3, 3, 5, padding=8, dilated_kernel_size=17, groups=3, version=version) for _ in "abc"]
+    parameters, _ = torch.func.stack_module_state(layers)
+    x = torch.randn(1, 3, 20, 20)
+    together = torch.func.vmap(lambda p: torch.func.functional_call(layers[0], p, (x,)))(parameters)
+    torch.testing.assert_close(together, torch.stack([layer(x) for layer in layers]), rtol=1e-4, atol=1e-5)
 
 
 def test_gradients_in_batches():

@@ -346,7 +346,8 @@ class Dcls2d(DclsNd, nn.Conv2d):
         padding = self.padding
         if padding == "same" and all(k % 2 for k in self.kernel_size):
             padding = tuple(k // 2 for k in self.kernel_size)
-        if type(self) is Dcls2d and depthwise and plain and isinstance(padding, tuple):
+        usual = type(self)._conv_forward is nn.Conv2d._conv_forward  # so also where torch changed the class
+        if usual and depthwise and plain and isinstance(padding, tuple):
             return depthwise_conv2d(input, kernel, self.bias, padding)
         return super()._convolve(input, kernel)
 
