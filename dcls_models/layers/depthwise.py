@@ -185,17 +185,17 @@ class _Correlation(torch.autograd.Function):
         of_input, of_grad = ctx.needs_input_grad[:2]
         return (
             _input_gradient(grad, weight, ctx.padding) if of_input else None,
-            _convolution(input, weight, ctx.padding) if of_grad else None,
+            _output(input, weight, ctx.padding) if of_grad else None,
             None,
         )
 
 
 def _input_gradient(grad: torch.Tensor, weight: torch.Tensor, padding: tuple[int, int]) -> torch.Tensor:
     outer = tuple(k - 1 - p for k, p in zip(weight.shape[2:], padding, strict=True))
-    return _convolution(grad, weight.flip(-2, -1), outer)
+    return _output(grad, weight.flip(-2, -1), outer)
 
 
-def _convolution(input: torch.Tensor, weight: torch.Tensor, padding: tuple[int, ...]) -> torch.Tensor:
+def _output(input: torch.Tensor, weight: torch.Tensor, padding: tuple[int, ...]) -> torch.Tensor:
     if _is_transformed(input, weight):
         return F.conv2d(input, weight, padding=padding, groups=len(weight))
     return _Convolution.apply(input, weight, None, padding)
