@@ -120,7 +120,7 @@ def _in_rotation(
     grads: Iterable[torch.Tensor],
 ) -> Callable[[], None]:
     """Builds the kernel of another layer, and its gradients, at every call."""
-    leaves = ([p for name, p in layer.named_parameters() if name != "bias"] for layer in layers)
+    leaves = [[p for name, p in layer.named_parameters() if name != "bias"] for layer in layers]
     turns = cycle(zip(kernels, grads, leaves, strict=True))
 
     def construct() -> None:

@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from dcls_models.layers import Dcls2d, DclsNd
+from dcls_models.layers import dcls as module
 
 
 def layer_of(version="gauss", **words) -> Dcls2d:
@@ -147,6 +148,21 @@ def test_on_a_gpu_a_write_through_data_alone_is_not_seen_before_eval():
     layer.weight.data.mul_(2)
     assert torch.equal(output(layer, x), before)
     assert not torch.equal(output(layer.eval(), x), before)
+
+
+def test_a_load_drops_it_even_if_nothing_shows():
+    layer = layer_of()
+    output(layer)
+    layer.load_state_dict(layer.state_dict())
+    assert layer._cache is None
+
+
+def test_dropped_by_another_thread_in_the_middle_of_a_call(monkeypatch):
+    layer = layer_of()
+    before = output(layer)
+    same = module._same_values
+    monkeypatch.setattr(module, "_same_values", lambda *a: layer.eval() is layer and same(*a))
+    assert torch.equal(output(layer), before)
 
 
 def test_casts_and_moves():

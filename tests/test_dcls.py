@@ -172,6 +172,8 @@ def test_the_constructors_with_one_learned_axis_keep_the_authors_order_too():
         ({"version": "v2"}, "version must be one of v0, v1, max, gauss, got version='v2'"),
         ({"kernel_count": 0}, "kernel_count must be a whole number of at least 1, got kernel_count=0"),
         ({"kernel_count": 2.5}, "got kernel_count=2.5"),
+        ({"in_channels": 0}, "channels must be at least 1, got in_channels=0, out_channels=4"),
+        ({"out_channels": 0}, "channels must be at least 1, got in_channels=4, out_channels=0"),
         ({"dilated_kernel_size": (5, 0)}, r"dilated_kernel_size must be .* at least 1, .* got \(5, 0\)"),
         ({"dilated_kernel_size": 4.5}, "got 4.5"),
         ({"dilated_kernel_size": (5, 5, 5)}, r"one for each of 2 axes, got \(5, 5, 5\)"),

@@ -3,8 +3,9 @@ import timm
 import torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
 
-from dcls_models.layers import Dcls2d
+from dcls_models.layers import Dcls2d, Dcls2dSame, dcls
 from dcls_models.layers import depthwise as module
 from dcls_models.layers.depthwise import depthwise_conv2d
 
@@ -124,6 +125,8 @@ def test_what_is_left_to_torch():
     assert not is_ours(x.double(), w.double())
     small = w[..., :9, :9]
     assert is_ours(x, small) and not is_ours(x, small.detach()), "inference with a small kernel"
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert not is_ours(x, w)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert not is_ours(x, w)
         assert depthwise_conv2d(x, w, None, padding).dtype == torch.bfloat16
@@ -150,14 +153,38 @@ def test_a_layer_trains_as_with_the_plain_convolution(layout, monkeypatch):
 
 @pytest.mark.parametrize(
     "words",
-    [{"stride": 2}, {"dilation": 2}, {"padding_mode": "circular"}, {"padding": "same"}, {"groups": 2}],
+    [
+        {"stride": 2},
+        {"dilation": 2},
+        {"padding_mode": "circular"},
+        {"padding": "same", "dilated_kernel_size": 16},
+        {"groups": 2},
+    ],
+    ids=str,
 )
 def test_layers_that_are_not_plain_are_left_alone(words, monkeypatch):
     monkeypatch.setattr(module._Convolution, "apply", None)
-    args = {"padding": 8, "groups": 4, **words}
-    layer = Dcls2d(4, 4, 5, dilated_kernel_size=17, **args)
+    args = {"padding": 8, "groups": 4, "dilated_kernel_size": 17, **words}
+    layer = Dcls2d(4, 4, 5, **args)
     layer(torch.randn(1, 4, 33, 33)).sum().backward()
     assert layer.weight.grad is not None
+
+
+def test_the_same_padding_of_an_odd_kernel_is_a_plain_one(monkeypatch):
+    layer = Dcls2d(4, 4, 5, padding="same", dilated_kernel_size=(17, 9), groups=4)
+    x = torch.randn(1, 4, 20, 21)
+    given = []
+    monkeypatch.setattr(dcls, "depthwise_conv2d", lambda *a: given.append(a[-1]) or depthwise_conv2d(*a))
+    torch.testing.assert_close(layer(x), layer._conv_forward(x, layer.kernel(), layer.bias))
+    assert given == [(8, 4)]
+
+
+def test_a_layer_with_a_parametrization_is_a_plain_one(monkeypatch):
+    layer = weight_norm(Dcls2d(4, 4, 5, padding=8, dilated_kernel_size=17, groups=4))
+    assert type(layer) is not Dcls2d
+    monkeypatch.setattr(dcls, "depthwise_conv2d", lambda *_: "fast")
+    assert layer(torch.randn(1, 4, 20, 20)) == "fast"
+    assert torch.is_tensor(Dcls2dSame(4, 4, 5, dilated_kernel_size=17, groups=4)(torch.randn(1, 4, 20, 20)))
 
 
 def test_training_a_gauss_model_meets_no_denormal_numbers():
@@ -182,6 +209,41 @@ def test_gradients_per_sample_and_forward_derivatives():
         torch.testing.assert_close(each[name].sum(0), p.grad, rtol=1e-4, atol=1e-4)
     _, tangent = torch.func.jvp(layer.eval(), (x,), (torch.ones_like(x),))
     torch.testing.assert_close(tangent, layer(torch.ones_like(x)) - layer.bias[:, None, None])
+
+
+@pytest.mark.parametrize("version", ["v0", "gauss"])
+def test_models_side_by_side_in_one_vmap(version):
+    layers = [Dcls2d(3, 3, 5, padding=8, dilated_kernel_size=17, groups=3, version=version) for _ in "abc"]
+    parameters, _ = torch.func.stack_module_state(layers)
+    x = torch.randn(1, 3, 20, 20)
+    together = torch.func.vmap(lambda p: torch.func.functional_call(layers[0], p, (x,)))(parameters)
+    torch.testing.assert_close(together, torch.stack([layer(x) for layer in layers]), rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_in_batches():
+    x, w, _, _ = tensors("small", torch.float32, batch=1)
+    cotangents = torch.randn(4, 1, 3, 9, 11)
+
+    def found(function):
+        first = torch.autograd.grad(function(x, w).pow(3), (x, w), cotangents, is_grads_batched=True)
+        of_first = torch.autograd.grad(function(x, w).pow(3).sum(), w, create_graph=True)[0]
+        second = torch.autograd.grad(of_first, (x, w), torch.randn(4, *w.shape), is_grads_batched=True)
+        return [*first, *second]
+
+    torch.manual_seed(0)
+    ours = found(lambda x, w: convolve(x, w, None, (3, 4)))
+    torch.manual_seed(0)
+    for a, e in zip(ours, found(lambda x, w: reference(x, w, None, (3, 4))), strict=True):
+        assert (a - e).norm() <= 1e-5 * e.norm()
+
+
+def test_a_backward_pass_under_autocast_stays_in_float32():
+    x, w, _, padding = tensors("large", torch.float32)
+    output = depthwise_conv2d(x, w, None, padding)
+    plain = torch.autograd.grad(output.sum(), (x, w), retain_graph=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = torch.autograd.grad(output.sum(), (x, w))
+    assert all(torch.equal(a, e) for a, e in zip(found, plain, strict=True))
 
 
 def test_more_padding_than_kernel_is_left_to_torch():

@@ -204,6 +204,20 @@ def test_autocast_leaves_the_kernel_and_its_gradients_in_float32(version):
         assert torch.equal(parameter.grad, grad)
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("mapped", ["weight", "positions"])
+def test_vmap_over_one_of_the_arguments(version, mapped):
+    layer = layer_of((5, 6), version)
+    given = {"weight": layer.weight.detach(), "positions": layer.positions.detach()}
+    stacked = torch.stack([given[mapped], 0.5 * given[mapped]])
+
+    def kernel(value):
+        return dense_kernel(**given | {mapped: value}, sigma=layer.sigma, size=(5, 6), version=version)
+
+    expected = torch.stack([kernel(value) for value in stacked])
+    torch.testing.assert_close(torch.func.vmap(kernel)(stacked), expected)
+
+
 def test_the_gaussian_of_dcls2_1d_is_one_pixel_wide_at_least():
     layer = Dcls2_1d(1, 1, 1, dense_kernel_size=1, dilated_kernel_size=31, dtype=torch.float64)
     with torch.no_grad():

@@ -97,6 +97,7 @@ class TestImports:
         graph = {name: imports(name, path, LIBRARY) & LIBRARY.keys() for name, path in LIBRARY.items()}
         assert graph["dcls_models.dclsify"] == {
             "dcls_models.layers",
+            "dcls_models.layers.dcls",
             "dcls_models.layers.positions",
             "dcls_models.warm_start",
         }

@@ -109,6 +109,8 @@ class DclsNd(_ConvNd):
             raise ValueError(f"version must be one of {', '.join(SCHEMES)}, got {version=}")
         if not isinstance(kernel_count, int) or kernel_count < 1:
             raise ValueError(f"kernel_count must be a whole number of at least 1, got {kernel_count=}")
+        if min(in_channels, out_channels) < 1:
+            raise ValueError(f"channels must be at least 1, got {in_channels=}, {out_channels=}")
         learned_size = sizes(dilated_kernel_size, self.learned_axes, "dilated_kernel_size")
         kernel_size = kernel_size or (*dense_kernel_size, *learned_size)
         conv_args: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation}
@@ -220,11 +222,12 @@ class DclsNd(_ConvNd):
         if self.training or torch.is_grad_enabled() or not _are_plain(sources):
             return self.kernel()
         state = [(id(t), t._version, t.data_ptr()) for t in sources]
-        if self._cache is None or self._cache[0] != state or not _same_values(sources, self._cache[2]):
+        cache = self._cache  # another thread may drop it meanwhile
+        if cache is None or cache[0] != state or not _same_values(sources, cache[2]):
             # with the sources, so that no id is used again
             values = [t.detach().clone() if t.is_cpu else t for t in sources]
-            self._cache = (state, sources, values, self.kernel())
-        return self._cache[3]
+            self._cache = cache = (state, sources, values, self.kernel())
+        return cache[3]
 
     def drop_cache(self) -> None:
         """Builds the kernel anew at the next forward."""
@@ -238,6 +241,10 @@ class DclsNd(_ConvNd):
     def _apply(self, *args: Any, **kwargs: Any) -> "DclsNd":
         self.drop_cache()
         return super()._apply(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.drop_cache()  # FSDP2 loads into shards, which does not count as a write to the whole
+        super()._load_from_state_dict(*args, **kwargs)
 
     def _convolve(self, input: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
         return self._conv_forward(input, kernel, self.bias)
@@ -336,8 +343,12 @@ class Dcls2d(DclsNd, nn.Conv2d):
     def _convolve(self, input: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
         depthwise = self.groups == self.in_channels == self.out_channels
         plain = self.stride == self.dilation == (1, 1) and self.padding_mode == "zeros"
-        if type(self) is Dcls2d and depthwise and plain and isinstance(self.padding, tuple):
-            return depthwise_conv2d(input, kernel, self.bias, self.padding)
+        padding = self.padding
+        if padding == "same" and all(k % 2 for k in self.kernel_size):
+            padding = tuple(k // 2 for k in self.kernel_size)
+        usual = type(self)._conv_forward is nn.Conv2d._conv_forward  # so also where torch changed the class
+        if usual and depthwise and plain and isinstance(padding, tuple):
+            return depthwise_conv2d(input, kernel, self.bias, padding)
         return super()._convolve(input, kernel)
 
 

@@ -16,11 +16,13 @@ from functools import reduce
 from typing import Any
 
 import torch
-from torch._C._functorch import is_functorch_wrapped_tensor
+from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedtensor
 from torch.autograd import forward_ad
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_weight
 
 from . import triton_depthwise
+from .interpolation import without_autocast
 
 # Measured with torch 2.15 (oneDNN 3) on x86-64, images of 7 to 56 pixels, K of 3 to 31; AVX2 by switching
 # AVX-512 off. `python -m eval layers` measures them again.
@@ -72,14 +74,13 @@ def _is_ours(
 ) -> bool:
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or min(weight.shape[2:]) < OURS_FROM:
         return False
-    tensors = [input, weight] if bias is None else [input, weight, bias]
-    if any(is_functorch_wrapped_tensor(t) for t in tensors) or forward_ad._current_level >= 0:
-        return False  # vmap and forward-mode derivatives
+    if _is_transformed(input, weight, bias):
+        return False
     if bias is not None and (bias.dtype != weight.dtype or bias.shape != weight.shape[:1]):
         return False
     if input.device.type != "cpu":
         return triton_depthwise.chosen(input, weight, padding)
-    if "AVX" not in _CAPABILITY or torch.is_autocast_enabled("cpu"):
+    if "AVX" not in _CAPABILITY or not torch.backends.mkldnn.enabled or torch.is_autocast_enabled("cpu"):
         return False
     if any(p >= k for p, k in zip(padding, weight.shape[2:], strict=True)):
         return False
@@ -89,6 +90,14 @@ def _is_ours(
         return False  # oneDNN has no float64
     trained = torch.is_grad_enabled() and weight.requires_grad
     return trained or _best_layout(weight.shape[2:], padding) is not None
+
+
+def _is_transformed(*tensors: torch.Tensor | None) -> bool:
+    """Whether vmap or forward-mode derivatives are at work, which know ATen's functions only."""
+    if forward_ad._current_level >= 0:
+        return True
+    # the older vmap is that of ``is_grads_batched`` and ``torch.autograd.functional``
+    return any(is_functorch_wrapped_tensor(t) or is_legacy_batchedtensor(t) for t in tensors if t is not None)
 
 
 def _best_layout(size: Sequence[int], padding: Sequence[int]) -> torch.memory_format | None:
@@ -137,7 +146,8 @@ class _Convolution(torch.autograd.Function):
     def forward(
         input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, padding: tuple[int, int]
     ) -> torch.Tensor:
-        return _convolve(input, weight, bias, padding)
+        with without_autocast(input.device.type):  # a backward pass may be in one
+            return _convolve(input, weight, bias, padding)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -150,7 +160,7 @@ class _Convolution(torch.autograd.Function):
         of_input, of_weight, of_bias, _ = ctx.needs_input_grad
         return (
             _input_gradient(grad, weight, ctx.padding) if of_input else None,
-            _Correlation.apply(input, grad, ctx.padding) if of_weight else None,
+            _weight_gradient(input, grad, ctx.padding) if of_weight else None,
             grad.sum((0, 2, 3)) if of_bias else None,
             None,
         )
@@ -161,7 +171,8 @@ class _Correlation(torch.autograd.Function):
 
     @staticmethod
     def forward(input: torch.Tensor, grad: torch.Tensor, padding: tuple[int, int]) -> torch.Tensor:
-        return _correlate(input, grad, padding)
+        with without_autocast(input.device.type):
+            return _correlate(input, grad, padding)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -174,11 +185,25 @@ class _Correlation(torch.autograd.Function):
         of_input, of_grad = ctx.needs_input_grad[:2]
         return (
             _input_gradient(grad, weight, ctx.padding) if of_input else None,
-            _Convolution.apply(input, weight, None, ctx.padding) if of_grad else None,
+            _output(input, weight, ctx.padding) if of_grad else None,
             None,
         )
 
 
 def _input_gradient(grad: torch.Tensor, weight: torch.Tensor, padding: tuple[int, int]) -> torch.Tensor:
     outer = tuple(k - 1 - p for k, p in zip(weight.shape[2:], padding, strict=True))
-    return _Convolution.apply(grad, weight.flip(-2, -1), None, outer)
+    return _output(grad, weight.flip(-2, -1), outer)
+
+
+def _output(input: torch.Tensor, weight: torch.Tensor, padding: tuple[int, ...]) -> torch.Tensor:
+    if _is_transformed(input, weight):
+        return F.conv2d(input, weight, padding=padding, groups=len(weight))
+    return _Convolution.apply(input, weight, None, padding)
+
+
+def _weight_gradient(input: torch.Tensor, grad: torch.Tensor, padding: tuple[int, int]) -> torch.Tensor:
+    if not _is_transformed(input, grad):
+        return _Correlation.apply(input, grad, padding)
+    sides = zip(input.shape[2:], grad.shape[2:], padding, strict=True)
+    size = (input.shape[1], 1, *(i + 2 * p - g + 1 for i, g, p in sides))
+    return conv2d_weight(input, size, grad, padding=padding, groups=size[0])

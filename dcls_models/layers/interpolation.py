@@ -124,7 +124,7 @@ def _add_in_place(
     for part, place, length in zip(parts[1:], places[1:], size[1:], strict=True):
         share = (share.unsqueeze(-2) * part.unsqueeze(-3)).flatten(-3, -2)
         index = (index.unsqueeze(-2) * length + place.unsqueeze(-3)).flatten(-3, -2)
-    kernel = weight.new_zeros(*weight.shape[:-1], math.prod(size))
+    kernel = share.new_zeros(*weight.shape[:-1], math.prod(size))  # of ``share``: it may be vmapped alone
     return kernel.scatter_add_(-1, index.flatten(-2).long(), share.flatten(-2))
 
 
@@ -144,7 +144,7 @@ def _multiply_factors(
         left = left / (reduce(torch.mul, [f.sum(-1, keepdim=True) for f in factors]) + EPSILON)
     for factor in factors[:-1]:
         left = (left.unsqueeze(-1) * factor.unsqueeze(-2)).flatten(-2)  # ... n (product of sizes)
-    with _without_autocast(weight.device.type):
+    with without_autocast(weight.device.type):
         return left.transpose(-1, -2) @ factors[-1]  # ... (product of sizes) k
 
 
@@ -153,7 +153,7 @@ def _pixels(k: int, like: torch.Tensor) -> torch.Tensor:
     return torch.arange(-(k // 2), k - k // 2, device=like.device, dtype=like.dtype)
 
 
-def _without_autocast(device_type: str) -> torch.autocast | nullcontext[None]:
+def without_autocast(device_type: str) -> torch.autocast | nullcontext[None]:
     """Autocast would make the matrix product bfloat16; the context is entered only where it is on."""
     if device_type != "meta" and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)

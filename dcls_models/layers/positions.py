@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import nn
+from torch._C._functorch import is_batchedtensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .interpolation import per_axis
@@ -124,6 +125,8 @@ def inside(positions: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 @torch.no_grad()
 def project_(holder: Holder) -> None:
     """Clamps the stored positions, unless they are as a checkpoint brought them."""
+    if isinstance(holder.positions, torch.Tensor) and is_batchedtensor(holder.positions):
+        return  # vmap over models shows no stored values; ``inside`` clamps what is used
     if holder.positions_kept_at is not None:
         kept, now = holder.positions_kept_at, _state_of(holder.positions)
         if kept[0] != now[0]:  # the holder was copied: another tensor, with a history of its own
