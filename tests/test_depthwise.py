@@ -43,8 +43,8 @@ def convolve(x, w, b, padding):
     return module._Convolution.apply(x, w, b, padding)
 
 
-def is_ours(x, w):
-    return module._is_ours(x, w, None, (0, 0))
+def is_ours(x, w, padding=(0, 0)):
+    return module._is_ours(x, w, None, padding)
 
 
 @pytest.fixture(params=["AVX-512", "AVX2"], autouse=True)
@@ -127,9 +127,32 @@ def test_what_is_left_to_torch():
     assert is_ours(x, small) and not is_ours(x, small.detach()), "inference with a small kernel"
     with torch.backends.mkldnn.flags(enabled=False):
         assert not is_ours(x, w)
+    best = x.detach().contiguous(memory_format=torch.channels_last)
+    assert is_ours(x.detach(), w.detach(), padding)
+    assert not is_ours(best, w.detach(), padding), "as it is best"
+    assert is_ours(best.requires_grad_(), w.detach(), padding), "a gradient of the input alone"
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert not is_ours(x, w)
-        assert depthwise_conv2d(x, w, None, padding).dtype == torch.bfloat16
+        assert not is_ours(x.double(), w.double())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("half", [False, True], ids=["float32 input", "short input"])
+def test_under_autocast_only_inputs_and_outputs_are_short(dtype, half):
+    x, w, _, padding = tensors("large", torch.float32)
+    bias = torch.randn(len(w), requires_grad=True)
+    x = x.detach().to(dtype if half else torch.float32).requires_grad_()
+    with torch.autocast("cpu", dtype=dtype):
+        assert is_ours(x, w)
+        output = depthwise_conv2d(x, w, bias, padding)
+    exact = F.conv2d(x.double(), w.double(), bias.double(), padding=padding, groups=len(w))
+    assert output.dtype == dtype
+    torch.testing.assert_close(output, exact.to(dtype), rtol=1e-2, atol=1e-3)
+    grad = torch.randn_like(output)
+    found = torch.autograd.grad(output, (x, w, bias), grad)
+    expected = torch.autograd.grad(exact, (x, w, bias), grad.double())
+    for a, t, e in zip(found, (x, w, bias), expected, strict=True):
+        assert a.dtype == t.dtype
+        assert (a.double() - e).norm() <= (1e-2 if a.dtype == dtype else 1e-5) * e.norm()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)

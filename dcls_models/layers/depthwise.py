@@ -54,13 +54,16 @@ def depthwise_conv2d(
     tensors = _cast_for_autocast(input, weight, bias)
     if not _is_ours(*tensors, padding):
         return F.conv2d(input, weight, bias, padding=padding, groups=weight.shape[0])
-    return _Convolution.apply(*tensors, tuple(padding))
+    if not (input.is_cpu and torch.is_autocast_enabled("cpu")):
+        return _Convolution.apply(*tensors, tuple(padding))
+    in_float32 = (None if t is None else t.float() for t in tensors)  # faster here than the short types
+    return _Convolution.apply(*in_float32, tuple(padding)).to(torch.get_autocast_dtype("cpu"))
 
 
 def _cast_for_autocast(
     input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """What autocast would convolve, where it may be convolved here; ``F.conv2d`` casts by itself."""
+    """What autocast would convolve on a GPU, where it may be convolved here; ``F.conv2d`` casts by itself."""
     if not (input.is_cuda and torch.is_autocast_enabled("cuda") and triton_depthwise.enabled()):
         return input, weight, bias
     if torch.float64 in (input.dtype, weight.dtype):
@@ -80,16 +83,20 @@ def _is_ours(
         return False
     if input.device.type != "cpu":
         return triton_depthwise.chosen(input, weight, padding)
-    if "AVX" not in _CAPABILITY or not torch.backends.mkldnn.enabled or torch.is_autocast_enabled("cpu"):
+    if "AVX" not in _CAPABILITY or not torch.backends.mkldnn.enabled:
         return False
     if any(p >= k for p, k in zip(padding, weight.shape[2:], strict=True)):
         return False
     if input.ndim != 4 or not input.numel():
         return False
-    if not input.dtype == weight.dtype == torch.float32:
+    dtypes = {input.dtype, weight.dtype}
+    if torch.float64 in dtypes or not (dtypes == {torch.float32} or torch.is_autocast_enabled("cpu")):
         return False  # oneDNN has no float64
-    trained = torch.is_grad_enabled() and weight.requires_grad
-    return trained or _best_layout(weight.shape[2:], padding) is not None
+    graph, best = torch.is_grad_enabled(), _best_layout(weight.shape[2:], padding)
+    if best is None:
+        return graph and weight.requires_grad
+    trained = graph and (weight.requires_grad or input.requires_grad)
+    return trained or not input.is_contiguous(memory_format=best)
 
 
 def _is_transformed(*tensors: torch.Tensor | None) -> bool:
