@@ -125,7 +125,8 @@ def evaluated() -> argparse.ArgumentParser:
 def timed() -> argparse.ArgumentParser:
     """What every timing takes."""
     parent = argparse.ArgumentParser(add_help=False, parents=[where(), json_output(), drawn()])
-    parent.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
+    dtypes = ("float32", "bfloat16", "float16")
+    parent.add_argument("--dtype", default="float32", choices=dtypes, help="of models and convolutions")
     parent.add_argument("--threads", type=at_least_1, help="of the CPU")
     parent.add_argument("--rounds", type=at_least_1, default=15, help="runs of each, in turns")
     return parent

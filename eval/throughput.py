@@ -55,14 +55,21 @@ def build(name: str, mode: str, pretrained: bool = False) -> nn.Module:
             ``AUTHORS`` as well.
         mode: A key of ``MODES``.
         pretrained: Whether to load weights.
+
+    Raises:
+        ValueError: If a model is to be trimmed in another mode than ``deployed``.
     """
-    model = timm.create_model(name.removeprefix(AUTHORS).removeprefix(TRIMMED), pretrained=pretrained)
-    if name.startswith(AUTHORS):
+    theirs, trimmed = name.startswith(AUTHORS), name.startswith(TRIMMED)
+    if trimmed and mode != "deployed":
+        raise ValueError(f"{name}: kernels are trimmed for deployment only: give --modes deployed")
+    prefix = AUTHORS if theirs else TRIMMED
+    model = timm.create_model(name.removeprefix(prefix), pretrained=pretrained)
+    if theirs:
         model = with_authors_layers(model)
     model.train(mode == "train")
     if mode == "deployed":
         model = reparameterize_model(model)
-    return dcls_models.trim(model) if name.startswith(TRIMMED) else model
+    return dcls_models.trim(model) if trimmed else model
 
 
 def _step(model: nn.Module, images: torch.Tensor, mode: str, dtype: torch.dtype) -> Callable[[], object]:

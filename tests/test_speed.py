@@ -115,6 +115,12 @@ class TestThroughput:
         layer = theirs.stages[0].blocks[0].conv_dw
         assert type(layer).__module__ == "DCLS.construct.modules" and layer.training
 
+    def test_only_deployed_models_are_trimmed(self):
+        with pytest.raises(ValueError, match=r"trimmed:.* give --modes deployed"):
+            throughput.build("trimmed:test_convnext_dcls", "inference")
+        with pytest.raises(ValueError, match="trimmed"):
+            throughput.build("authors:trimmed:test_convnext_dcls", "deployed")
+
     def test_a_training_step_trains(self):
         model = throughput.build("test_convnext_dcls", "train")
         before = [p.detach().clone() for p in model.parameters()]
