@@ -84,9 +84,9 @@ def dclsify(
     everything = model.named_modules(remove_duplicate=False)
     old = {m: name for name, m in everything if isinstance(m, _ConvNd) and _selected(name, m, convs)}
     if not old:
+        asked = f"convs={getattr(convs, '__name__', None) or repr(convs)}"
         raise ValueError(
-            f"no convolution of {type(model).__name__} matches {convs=}; model.named_modules() lists "
-            "the names"
+            f"no convolution of {type(model).__name__} matches {asked}; model.named_modules() lists the names"
         )
     new = {
         conv: _replacement(name, conv, kernel_count, dilated_kernel_size, version)

@@ -35,13 +35,20 @@ def load_model(
     Raises:
         CheckpointError: If the checkpoint is not one of the trainer's, is for another model than ``name``, or
             has no averaged weights.
-        ValueError: If neither is given, or ``name`` is a file.
+        ValueError: If neither is given, or ``name`` is not one.
     """
     if checkpoint is not None:
         return _from_trainer(Path(checkpoint), name, ema, **kwargs).eval()
     if name is None:
         raise ValueError("give the name of a model, or a checkpoint")
-    if Path(name).is_file():
+    folder = Path(name.removeprefix("local-dir:"))
+    if name.startswith("local-dir:") and not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{folder} has no config.json: python -m hub export makes such a folder of a checkpoint"
+        )
+    if ":" not in name and not folder.is_file() and not timm.is_model(name.split(".")[0]):
+        raise ValueError(f"timm knows no model {name!r}; timm.list_models('*dcls*') lists those of the zoo")
+    if folder.is_file():
         raise ValueError(f"{name} is a file, not a name: give it as the checkpoint (eval: --checkpoint)")
     return timm.create_model(name, pretrained=True, **kwargs).eval()
 
@@ -57,7 +64,7 @@ def _from_trainer(path: Path, name: str | None, ema: bool | None, **kwargs: Any)
         raise CheckpointError(
             f"{path} is not a checkpoint of python -m train ({type(error).__name__}). A file of the "
             "authors or of timm's train.py loads with timm.create_model(NAME, pretrained=True, "
-            'pretrained_cfg_overlay={"file": PATH})'
+            'pretrained_cfg_overlay={"file": PATH}), an exported folder as local-dir:FOLDER'
         ) from error
     if name is not None and name != run["name"]:
         raise CheckpointError(f"{path} holds a {run['name']}, not a {name}")

@@ -311,11 +311,14 @@ def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
     for label, rows in lines.items():
         style = "o-" if "channels_last" in label else "o--"
         right.plot([r["kernel"] for r in rows], [r["ratio"] for r in rows], style, markersize=3, label=label)
-    right.axhline(1, color="black", linewidth=0.8)
+    if lines:
+        right.axhline(1, color="black", linewidth=0.8)
     title = f"depthwise convolution, batch {batch}"
     right.set(title=title, xlabel="K", ylabel="times as fast as PyTorch", yscale="log")
     if lines:
         right.legend(fontsize=6)
+    for axis in (left, right):
+        axis.set_visible(bool(axis.lines))
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -344,9 +347,14 @@ def run(arguments: argparse.Namespace) -> None:
 def add_commands(commands: Any) -> None:
     """Adds ``layers``."""
     command = commands.add_parser("layers", parents=[timed()], help="kernel construction and convolution")
-    command.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
-    command.add_argument("--no-authors", dest="authors", action="store_false", help="without their package")
-    command.add_argument("--batch-sizes", nargs="+", type=at_least_1, default=BATCH_SIZES)
-    command.add_argument("--kernel-sizes", nargs="+", type=odd, default=KERNEL_SIZES)
+    command.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS, help="all by default")
+    command.add_argument(
+        "--no-authors", dest="authors", action="store_false", help="construction without the authors' package"
+    )
+    of = "of the convolutions, by default %(default)s"
+    command.add_argument(
+        "--batch-sizes", nargs="+", type=at_least_1, default=BATCH_SIZES, help=f"images {of}"
+    )
+    command.add_argument("--kernel-sizes", nargs="+", type=odd, default=KERNEL_SIZES, help=f"sides {of}")
     command.add_argument("--models", nargs="+", default=MODELS, help="of the zoo: whose shapes")
     command.set_defaults(run=run)

@@ -14,6 +14,7 @@ from dcls_models.checkpoint import state_dict_sha256
 from dcls_models.loading import load_model
 from hub import INSTALL, HubError
 from hub.folder import CARD, check_folder, written_at_once
+from hub.remote import check_repo_id
 
 METRICS = {"top1": "top-1 accuracy", "top5": "top-5 accuracy", "map": "mean average precision"}  # in percent
 ENTRIES = ".eval_results/results.yaml"
@@ -77,8 +78,7 @@ def write_card(
     found = check_folder(folder)
     if licence == "other" and not licence_link:
         raise HubError("the licence 'other' says nothing: give --license-link, where the terms can be read")
-    if repo.count("/") != 1:
-        raise HubError(f"--repo must be USER/NAME, got {repo!r}")
+    check_repo_id(repo)
     if picture and picture.read_bytes()[:4] != b"\x89PNG":
         raise HubError(f"{picture} is not a PNG picture")
     measured = [_measured(path) for path in results]

@@ -9,7 +9,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 
 from hub import HubError
 from hub.folder import CARD, CONFIG, Checked, check_folder, is_ours, published_files
-from hub.remote import expected_hash, explained, remote_files, same_content
+from hub.remote import check_repo_id, expected_hash, explained, remote_files, same_content
 
 ALWAYS_THERE = {".gitattributes"}  # the Hub makes it with the repository
 
@@ -39,8 +39,10 @@ def publish(
         The commit; empty in a dry run.
 
     Raises:
-        HubError: If the folder is not sound, or the Hub does not take it. The repository is then as it was.
+        HubError: If ``repo`` is no name, the folder is not sound, or the Hub does not take it. The repository
+            is then as it was.
     """
+    check_repo_id(repo)
     found = check_folder(folder)
     files = published_files(folder)
     _check_card(folder)
@@ -119,8 +121,6 @@ def _send(
 
 
 def _check_user(api: HfApi, repo: str) -> None:
-    if repo.count("/") != 1:
-        raise HubError(f"the repository must be USER/NAME, got {repo!r}")
     if not get_token():
         raise HubError("there is no token: run hf auth login, or set HF_TOKEN, with one that may write")
     me = api.whoami()

@@ -16,6 +16,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import validate_repo_id
 
 from dcls_models.checkpoint import sha256_of
 from hub import HubError
@@ -32,6 +33,20 @@ MEANING = {
     429: "too many requests: wait a few minutes, then " + AGAIN,
     507: "the storage of the account is full: free some room, or pay for more",
 }
+
+
+def check_repo_id(repo: str) -> None:
+    """Makes sure that a name is one that the Hub takes, before it is asked.
+
+    Raises:
+        HubError: If it is not ``USER/NAME``.
+    """
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise HubError(_line(error)) from None
+    if "/" not in repo:
+        raise HubError(f"a repository is named USER/NAME, got {repo!r}")
 
 
 @contextmanager

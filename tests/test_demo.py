@@ -201,6 +201,10 @@ def test_load_model_refuses_a_checkpoint_of_another_name(run):
         load_model()
     with pytest.raises(ValueError, match=r"last.ckpt is a file, not a name: .*--checkpoint"):
         load_model(str(run / "checkpoints" / "last.ckpt"))
+    with pytest.raises(ValueError, match="timm knows no model 'convnext_dcls_tny'"):
+        load_model("convnext_dcls_tny")
+    with pytest.raises(ValueError, match=r"checkpoints has no config.json: python -m hub export"):
+        load_model(f"local-dir:{run / 'checkpoints'}")
 
 
 def test_two_trainings_do_not_share_a_folder(digits, tmp_path):

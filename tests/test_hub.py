@@ -453,6 +453,8 @@ def test_no_network(small: Path, tmp_path: Path) -> None:
     assert "cannot be reached" in client.fails("publish", small, "ada/nowhere", "--push")
     assert "cannot be reached" in client.fails("download", "ada/nowhere")
     assert "dry run" in client.run("publish", small, "ada/nowhere"), "which needs no network"
+    assert "named USER/NAME, got 'nowhere'" in client.fails("publish", small, "nowhere")
+    assert "Repo id must use alphanumeric chars" in client.fails("publish", small, "ada/no where")
     client.close()
 
 

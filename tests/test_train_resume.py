@@ -141,6 +141,39 @@ def test_the_last_checkpoint_is_found_or_it_is_an_error(images, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("flags", "wrong"),
+    [(["--data.img_size", "2"], RuntimeError), (["--model.lr", "-1"], ValueError)],
+    ids=["in the first update", "before it"],
+)
+def test_going_on_with_what_does_not_work_leaves_the_run_as_it_was(whole, images, tmp_path, flags, wrong):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    files = [
+        tmp_path / "checkpoints" / "last.ckpt",
+        tmp_path / "logs" / "config.yaml",
+        tmp_path / "summary.csv",
+    ]
+    before = [file.read_bytes() for file in files]
+    rows = (tmp_path / "logs" / "metrics.csv").read_bytes()
+    with pytest.raises(wrong):
+        fit(images, tmp_path, *RANDOM, *flags, "--trainer.max_epochs", "3", *RESUME)
+    assert [file.read_bytes() for file in files] == before
+    assert (tmp_path / "logs" / "metrics.until_resumed_1.csv").read_bytes() == rows
+
+
+def test_after_a_fresh_start_that_failed_the_earlier_run_is_named(whole, images, tmp_path):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"model\.opt"):
+        fit(images, tmp_path, *RANDOM, "--model.opt", "foo")
+    aside = tmp_path / "earlier_1"
+    assert same(last(aside), last(whole)) and (aside / "results.json").is_file()
+    with pytest.raises(
+        FileNotFoundError, match=r"of earlier runs there are .*earlier_1.checkpoints.last\.ckpt"
+    ):
+        fit(images, tmp_path, *RANDOM, *RESUME)
+
+
 def test_a_finished_training_can_be_made_longer(whole, images, tmp_path):
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     fit(images, tmp_path, *RANDOM, "--trainer.max_epochs", "3", *RESUME)

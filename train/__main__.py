@@ -71,10 +71,16 @@ class SaveConfig(SaveConfigCallback):
     """Saves the config as one to start from, without the checkpoint that this run goes on from."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Waits: a run that fails before its first update leaves the config of an earlier one."""
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any
+    ) -> None:
         """Writes it."""
-        self.config = self.config.clone()
-        self.config["ckpt_path"] = None
-        super().setup(trainer, pl_module, stage)
+        if not self.already_saved:
+            self.config = self.config.clone()
+            self.config["ckpt_path"] = None
+            super().setup(trainer, pl_module, "fit")
 
 
 class TrainCLI(LightningCLI):

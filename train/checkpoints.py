@@ -25,7 +25,7 @@ from train.module import NotFiniteError
 _logger = logging.getLogger(__name__)
 LAST = "last.ckpt"
 PICTURES = ("curves.png", "confusion.png", "predictions_val.png", "positions.png")
-EXPORTED = ("model.safetensors", "config.json", "training.json", "README.md", ".eval_results")
+EXPORTED = ("model.safetensors", "config.json", "training.json", "README.md", ".eval_results", "results.json")
 LOGGED = ("logs", "tensorboard", "summary.csv", "predictions.csv")
 LEFT = (*LOGGED, *PICTURES, *EXPORTED, "checkpoints")  # by a run
 AGAIN = 3.0  # seconds; torchrun and schedulers pass on signals that a process has already got
@@ -83,6 +83,7 @@ class KeepLast(Checkpoint):
             raise ValueError(f"keep_last.every_n_updates must be at least 1, got {every_n_updates}")
         self.every_n_updates = every_n_updates
         self.received = 0
+        self.started_at = 0  # the update that this run goes on from
         self._handlers: dict[int, Any] = {}
 
     def path(self, trainer: pl.Trainer) -> Path:
@@ -104,6 +105,7 @@ class KeepLast(Checkpoint):
         The checkpoints of an earlier run in the same folder are put aside.
         """
         self.received, first = 0, 0.0
+        self.started_at = trainer.global_step
         if trainer.global_step == 0 and trainer.is_global_zero and not trainer.fast_dev_run:
             put_aside(Path(trainer.default_root_dir), ("checkpoints",))
 
@@ -141,16 +143,16 @@ class KeepLast(Checkpoint):
     ) -> None:
         """Saves before the update that failed, where that is possible.
 
-        Not among several processes, which would wait for each other, nor when saving or the loss is what
-        failed: the checkpoint before is better then.
+        Not among several processes, which would wait for each other, nor when saving or the loss or the first
+        update is what failed: the checkpoint before is better then.
         """
         saveable = isinstance(exception, Exception) and not isinstance(exception, NotFiniteError | OSError)
-        started = trainer.training and trainer.global_step > 0 and not trainer.sanity_checking
+        moved_on = trainer.global_step > self.started_at and trainer.training and not trainer.sanity_checking
         between = (
             trainer.fit_loop.epoch_loop.batch_progress.current.processed % trainer.accumulate_grad_batches
             == 0
         )
-        if saveable and started and between and trainer.world_size == 1 and self._handlers:
+        if saveable and moved_on and between and trainer.world_size == 1 and self._handlers:
             self._save(trainer, pl_module)
         self._restore_handlers()
 
@@ -231,7 +233,9 @@ def last_checkpoint(root: Path) -> Path:
     """
     path = root / "checkpoints" / LAST
     if not path.is_file():
+        earlier = [str(p) for p in sorted(root.glob(f"earlier_*/checkpoints/{LAST}"))]
+        hint = f" (of earlier runs there are {', '.join(earlier)})" if earlier else ""
         raise FileNotFoundError(
-            f"there is no checkpoint {path}; without --ckpt_path the training starts at its beginning"
+            f"there is no checkpoint {path}{hint}; without --ckpt_path the training starts at its beginning"
         )
     return path
