@@ -42,15 +42,24 @@ def load_model(
     if name is None:
         raise ValueError("give the name of a model, or a checkpoint")
     folder = Path(name.removeprefix("local-dir:"))
+    if folder.is_file():
+        raise ValueError(f"{name} is a file, not a name: give it as the checkpoint (eval: --checkpoint)")
     if name.startswith("local-dir:") and not (folder / "config.json").is_file():
         raise ValueError(
             f"{folder} has no config.json: python -m hub export makes such a folder of a checkpoint"
         )
-    if ":" not in name and not folder.is_file() and not timm.is_model(name.split(".")[0]):
-        raise ValueError(f"timm knows no model {name!r}; timm.list_models('*dcls*') lists those of the zoo")
-    if folder.is_file():
-        raise ValueError(f"{name} is a file, not a name: give it as the checkpoint (eval: --checkpoint)")
+    check_known(name)
     return timm.create_model(name, pretrained=True, **kwargs).eval()
+
+
+def check_known(name: str) -> None:
+    """Makes sure that timm knows a name; what a folder or the Hub holds is seen when it is read.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    if ":" not in name and not timm.is_model(name.split(".")[0]):
+        raise ValueError(f"timm knows no model {name!r}; timm.list_models('*dcls*') lists those of the zoo")
 
 
 def _from_trainer(path: Path, name: str | None, ema: bool | None, **kwargs: Any) -> nn.Module:

@@ -11,7 +11,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 import dcls_models
-from dcls_models.loading import load_model
+from dcls_models.loading import check_known, load_model
 from dcls_models.onednn import overruns
 
 _logger = logging.getLogger(__name__)
@@ -81,8 +81,7 @@ def starts_pretrained(name: str, pretrained: bool, model_kwargs: dict[str, Any])
     Raises:
         ValueError: If timm knows no such model.
     """
-    if ":" not in name and not timm.is_model(name.split(".")[0]):
-        raise ValueError(f"timm knows no model {name!r}; timm.list_models('*dcls*') lists those of the zoo")
+    check_known(name)
     if pretrained and not has_weights(name, model_kwargs):
         _logger.warning("WARNING: %s has no published weights: it starts from RANDOM ones", name)
         return False

@@ -154,7 +154,7 @@ def _pixels(k: int, like: torch.Tensor) -> torch.Tensor:
 
 
 def without_autocast(device_type: str) -> torch.autocast | nullcontext[None]:
-    """Autocast would make the matrix product bfloat16; the context is entered only where it is on."""
+    """Autocast would compute what is inside in a short type; the context is entered only where it is on."""
     if device_type != "meta" and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
