@@ -6,9 +6,7 @@ stores the positions that a stage shares once per layer, with the rows in their 
 """
 
 import argparse
-import hashlib
 import logging
-import os
 from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
@@ -16,10 +14,10 @@ from typing import Any
 
 import torch
 from timm.models import load_state_dict
-from timm.models._helpers import clean_state_dict
-from timm.models._hub import download_cached_file
 from torch import nn
 
+from ._timm import clean_state_dict, download_cached_file
+from .files import one_line, replaced, sha256_of
 from .layers.positions import translate_reference_keys
 
 _logger = logging.getLogger(__name__)
@@ -76,9 +74,8 @@ def fetch(url: str, cache_dir: str | Path | None = None) -> Path:
     except CheckpointError:
         path.unlink()  # a damaged download must not stay in the cache
         raise
-    part = record.with_name(f"{record.name}.{os.getpid()}")
-    part.write_text(digest + "\n")
-    part.replace(record)
+    with replaced(record) as part:
+        part.write_text(digest + "\n")
     _logger.info("sha256 of %s: %s", path, digest)
     return path
 
@@ -96,7 +93,7 @@ def read(path: str | Path) -> StateDict:
     except Exception as error:  # unpicklers raise anything when a file is damaged
         raise CheckpointError(
             f"{path} cannot be read as weights: it is truncated, no checkpoint, or holds objects other "
-            f"than tensors (code is never run). Download it again. The reader says: {_line(error)}"
+            f"than tensors (code is never run). Download it again. The reader says: {one_line(error)}"
         ) from error
     if not state_dict or not all(isinstance(v, torch.Tensor) for v in state_dict.values()):
         raise CheckpointError(f"{path} holds no weights: expected a dictionary of tensors")
@@ -199,28 +196,3 @@ def _check(state_dict: StateDict, expected: StateDict, cfg: dict[str, Any]) -> N
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def state_dict_sha256(model: nn.Module) -> str:
-    """A hash of a model's parameters and buffers: names, types, shapes, values.
-
-    It is the same for a checkpoint and for what was exported from it, whatever the format of the file.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from dcls_models.checkpoint import state_dict_sha256
+from dcls_models.provenance import state_dict_sha256
 from eval.features import channels_first, output_of, stage_of
 from eval.images import WHOLE, read, transform_of
 from eval.options import at_least_1, batched, drawn, json_output, models, where, which_model, with_baseline

@@ -20,8 +20,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from dcls_models.checkpoint import state_dict_sha256
 from dcls_models.loading import load_model
+from dcls_models.provenance import state_dict_sha256
 from eval import ranks
 from eval.data import Samples
 from eval.images import read

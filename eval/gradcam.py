@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from dcls_models.checkpoint import state_dict_sha256
+from dcls_models.provenance import state_dict_sha256
 from eval.alignment import compare, spearman, summarise
 from eval.cam import METHODS, layer_of, normalise, resize, weighted_activations
 from eval.clickme import SIDE, HumanMaps, open_human_maps

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dcls_models.checkpoint import state_dict_sha256
 from dcls_models.layers import Dcls2d
 from dcls_models.layers.interpolation import SCHEMES
+from dcls_models.provenance import state_dict_sha256
 from eval.options import drawn, json_output, models, which_model, with_baseline
 from eval.results import pictures, provenance, write_json
 

@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 
-from dcls_models.checkpoint import state_dict_sha256
 from dcls_models.loading import load_model
+from dcls_models.provenance import state_dict_sha256
 from hub import INSTALL, HubError
 from hub.folder import CARD, check_folder, written_at_once
 from hub.remote import check_repo_id

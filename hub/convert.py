@@ -9,7 +9,8 @@ from typing import Any
 import timm
 from timm.data import ImageNetInfo
 
-from dcls_models.checkpoint import CheckpointError, read, sha256_of
+from dcls_models.checkpoint import CheckpointError, read
+from dcls_models.files import sha256_of
 from dcls_models.optim import holders
 from hub import HubError
 from hub.export import export

@@ -11,13 +11,12 @@ from typing import Any
 import safetensors.torch
 import timm
 import torch
-from timm.models._hub import save_config_for_hf
-from timm.models._input import get_model_args
 from timm.utils.model import reparameterize_model
 from torch import nn
 
 import dcls_models
-from dcls_models.checkpoint import sha256_of
+from dcls_models._timm import get_model_args, save_config_for_hf
+from dcls_models.files import sha256_of
 from dcls_models.layers import DclsNd
 from dcls_models.loading import load_model
 from hub import HubError

@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 import dcls_models  # noqa: F401  (registers the models)
-from dcls_models.checkpoint import sha256_of
+from dcls_models.files import sha256_of
 from hub import HubError
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"

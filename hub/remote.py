@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 
-from dcls_models.checkpoint import sha256_of
+from dcls_models.files import sha256_of
 from hub import HubError
 
 AGAIN = "run the same command again"

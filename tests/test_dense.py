@@ -11,9 +11,9 @@ import torch
 import yaml
 from PIL import Image
 from pycocotools import mask as rle
-from timm.models._hub import save_for_hf
 
 import dcls_models  # noqa: F401
+from dcls_models._timm import save_for_hf
 from train import detection, segmentation
 from train.dense import layer_of, unzipped
 from train.detection import Coco, Detector, DigitBoxes

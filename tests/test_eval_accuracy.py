@@ -26,10 +26,10 @@ from timm.data import (
 )
 from timm.layers import apply_test_time_pool
 from timm.models import reparameterize_model
-from timm.models._hub import save_for_hf
 from timm.utils import AverageMeter
 from timm.utils import accuracy as timm_accuracy
 
+from dcls_models._timm import save_for_hf
 from eval import metrics
 from eval.__main__ import main
 from eval.data import UNREADABLE, match_classes, open_samples

@@ -21,7 +21,7 @@ from PIL import Image
 from test_checkpoint import GOLDENS, NAMES, classes, difference, overrides, path_of, recorded
 
 from dcls_models import CheckpointError
-from dcls_models.checkpoint import sha256_of
+from dcls_models.files import sha256_of
 from dcls_models.loading import load_model
 from hub.__main__ import main as hub_main
 from hub.export import export

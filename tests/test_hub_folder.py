@@ -23,8 +23,9 @@ from test_checkpoint import NAMES, classes, difference, overrides, path_of, payl
 from torch import nn
 
 import dcls_models
-from dcls_models.checkpoint import sha256_of, state_dict_sha256
+from dcls_models.files import sha256_of
 from dcls_models.layers import DclsNd
+from dcls_models.provenance import state_dict_sha256
 from hub import INSTALL, HubError
 from hub.__main__ import main as hub_main
 from hub.convert import convert, key_values
@@ -493,7 +494,7 @@ def test_the_command_ends_with_one_line_and_code_1(tmp_path: Path) -> None:
 
 
 def test_timm_cannot_save_what_we_can(tmp_path: Path) -> None:
-    from timm.models._hub import save_for_hf
+    from dcls_models._timm import save_for_hf
 
     model = copy.deepcopy(make("test_resnet_dcls")).to(memory_format=torch.channels_last)
     with pytest.raises(ValueError, match="non contiguous"):

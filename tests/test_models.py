@@ -18,7 +18,6 @@ import timm
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import get_notrace_functions, get_notrace_modules, group_parameters
-from timm.models._hub import save_for_hf
 from timm.optim import create_optimizer_v2, param_groups_layer_decay
 from timm.utils import ModelEmaV3
 from timm.utils.model import reparameterize_model
@@ -26,6 +25,7 @@ from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 import dcls_models  # noqa: F401 (registers the models)
+from dcls_models._timm import save_for_hf
 from dcls_models.layers import DclsNd
 
 KEYS = Path(__file__).parent / "reference" / "keys"

@@ -27,15 +27,21 @@ MAY_IMPORT = {
     "dcls_models.layers": {"dcls_models.layers"},
     "dcls_models.warm_start": {"dcls_models.layers"},
     "dcls_models.dclsify": {"dcls_models.layers", "dcls_models.warm_start"},
-    "dcls_models.checkpoint": {"dcls_models.layers"},
+    "dcls_models.files": set(),
+    "dcls_models.provenance": set(),
+    "dcls_models.images": set(),
+    "dcls_models._timm": set(),
+    "dcls_models.checkpoint": {"dcls_models.layers", "dcls_models.files", "dcls_models._timm"},
     "dcls_models.models": {
         "dcls_models.layers",
         "dcls_models.dclsify",
         "dcls_models.checkpoint",
+        "dcls_models._timm",
         "dcls_models.models",
     },
 }
 
+BROUGHT = {"filelock", "PIL"}  # by torch and by timm's torchvision
 OPTIONAL = {"dcls_models.layers.triton_kernels": {"triton"}}  # imported only where it is installed
 
 
@@ -110,6 +116,7 @@ class TestImports:
             "torch",
             "timm",
             "dcls_models",
+            *BROUGHT,
             *OPTIONAL.get(name, ()),
         }
         assert not OPTIONAL.keys() & imports(name, LIBRARY[name], LIBRARY), (

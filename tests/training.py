@@ -14,8 +14,8 @@ import pytorch_lightning as pl
 import timm
 import torch
 from PIL import Image
-from timm.models._hub import save_for_hf
 
+from dcls_models._timm import save_for_hf
 from train.__main__ import main
 
 TINY = [

@@ -11,9 +11,9 @@ import timm
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import is_model
-from timm.models._hub import load_model_config_from_hf, load_model_config_from_path
 from torch.utils.data import DataLoader
 
+from dcls_models._timm import load_model_config_from_hf, load_model_config_from_path
 from train.augment import Splits, create_transform
 from train.checkpoints import SIGNALS
 from train.readers import Samples, Shards, open_classes, open_folder, open_folders, open_hub

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from timm.models import build_model_with_cfg
-from timm.models._builder import resolve_pretrained_cfg
 from torch import nn
 
+from .._timm import resolve_pretrained_cfg
 from ..checkpoint import CheckpointError, Rename, allow_namespace, convert, fetch, read
 from ..layers.dcls import sizes
 

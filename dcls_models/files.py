@@ -1,0 +1,66 @@
+"""Files that appear as a whole or not at all, locks, hashes, and an error in one line."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Gives a path beside ``path`` to write a file to, and moves the file to ``path`` at the end.
+
+    So ``path`` is always the whole old file or the whole new one. After an error or an interruption the old
+    one is still there and nothing lies beside it.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON, in UTF-8 whatever the locale is, as ``replaced`` does."""
+    with replaced(path) as part:
+        part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def locked(path: Path, taken: str) -> Iterator[None]:
+    """Holds the lock file ``path``; it is free again when the process ends, however it ends.
+
+    Raises:
+        ValueError: With the message ``taken``, if another process holds it.
+    """
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ValueError(taken) from error
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is held, so that it is nobody else's
+        lock.release()
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an error's message; the name of its type where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
