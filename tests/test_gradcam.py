@@ -17,12 +17,12 @@ from scipy import stats
 from torch.nn import functional as F
 
 import dcls_models  # noqa: F401
-from eval.__main__ import main
-from eval.alignment import CEILING, compare, spearman, summarise
-from eval.cam import METHODS, layer_of, normalise, resize, weighted_activations
-from eval.clickme import Shards, blurred, open_human_maps, records_of
-from eval.features import stage_of
-from eval.images import transform_of
+from dcls_models.images import transform_of
+from eval.cli import main
+from eval.interpretability.alignment import CEILING, compare, spearman, summarise
+from eval.interpretability.cam import METHODS, layer_of, normalise, resize, weighted_activations
+from eval.interpretability.clickme import ClickMe, blurred, open_human_maps, records_of
+from eval.interpretability.features import stage_of
 from hub.export import export
 
 TINY = timm.list_models("test_*_dcls")  # one of each family
@@ -222,8 +222,8 @@ class TestClickMe:
         for name, (content, message) in broken.items():
             (tmp_path / name).write_bytes(content)
             with pytest.raises(ValueError, match=rf"{name}.*{message}|{message}.*"):
-                Shards([tmp_path / name])[0]
-        assert Shards([tmp_path / "flipped"])[1].label == 1, "the other record is whole"
+                ClickMe([tmp_path / name])[0]
+        assert ClickMe([tmp_path / "flipped"])[1].label == 1, "the other record is whole"
 
     def test_records_that_are_not_clickmes_are_named(self, tmp_path: Path) -> None:
         image, heatmap = pictures(1)[0]
