@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 from markdown import markdown
 
 from dcls_models.files import replaced
+from dcls_models.markdown import code, plain
 from dcls_models.provenance import read_result
 from eval import training_sections
 from eval.classification import accuracy, robustness
@@ -70,7 +71,7 @@ def write_report(results: Sequence[dict[str, Any]], output: Path, title: str) ->
         output: ``.html``, one file with its pictures in it, or ``.md``.
         title: Its heading.
     """
-    blocks = [f"# {_cell(title)}"]
+    blocks = [f"# {plain(title)}"]
     if drawn := draw(results):
         picture = output.with_name(f"{output.stem}_models.png")
         if output.suffix == ".md":
@@ -91,7 +92,7 @@ def write_report(results: Sequence[dict[str, Any]], output: Path, title: str) ->
 
 def _section(task: str, results: Sequence[dict[str, Any]], output: Path) -> Iterable[str]:
     section = SECTIONS.get(task, Section(task, "", {}))
-    yield f"## {_cell(section.title)}"
+    yield f"## {plain(section.title)}"
     if section.text:
         yield section.text
     rows = [row for result in results for row in _rows(result)]
@@ -100,13 +101,13 @@ def _section(task: str, results: Sequence[dict[str, Any]], output: Path) -> Iter
     if shown:
         header = ["model", *(name for name, _ in shown.values())]
         cells = [[_value(_at(row, key), digits) for key, (_, digits) in shown.items()] for row in rows]
-        yield markdown_table(header, [[_cell(str(r["model"])), *c] for r, c in zip(rows, cells, strict=True)])
+        yield markdown_table(header, [[plain(str(r["model"])), *c] for r, c in zip(rows, cells, strict=True)])
     for result in results:
         if section.tables:
             yield section.tables(result)
         for name in result.get("pictures", []):
             file = result["path"].parent / name
-            what = _cell(str(result.get("model", file.stem)))
+            what = plain(str(result.get("model", file.stem)))
             yield f"![{what}]({_link(file, output)})" if file.is_file() else f"{what}: {file} is not there."
     yield from _reported(task, {str(row["model"]) for row in rows})
 
@@ -153,7 +154,7 @@ def _how_measured(results: Sequence[dict[str, Any]]) -> str:
     for result in results:
         versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
         where = f"{result['date']}, {result['machine']}, {versions}"
-        lines.append(f"- `{result['command'].replace('`', '')}`: {_cell(where)}")
+        lines.append(f"- {code(result['command'])}: {plain(where)}")
     return "\n".join(lines)
 
 
@@ -214,12 +215,8 @@ def _value(value: Any, digits: int) -> str:
     if isinstance(value, list):
         return " x ".join(map(str, value))
     if isinstance(value, str):
-        return _cell(value)
+        return plain(value)
     return f"{value:,.{digits}f}" if isinstance(value, float) else f"{value:,}"
-
-
-def _cell(text: str) -> str:
-    return html.escape(text, quote=False).replace("|", "\\|").replace("\n", " ")
 
 
 def _link(file: Path, output: Path) -> str:

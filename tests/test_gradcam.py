@@ -20,7 +20,7 @@ import dcls_models  # noqa: F401
 from dcls_models.images import transform_of
 from eval.cli import main
 from eval.interpretability.alignment import CEILING, compare, spearman, summarise
-from eval.interpretability.cam import METHODS, layer_of, normalise, resize, weighted_activations
+from eval.interpretability.cam import METHODS, THRESHOLD, layer_of, normalise, resize, weighted_activations
 from eval.interpretability.clickme import ClickMe, blurred, open_human_maps, records_of
 from eval.interpretability.features import stage_of
 from hub.export import export
@@ -99,12 +99,20 @@ class TestMaps:
         torch.testing.assert_close(together, torch.cat(alone))
         assert all(p.grad is None for p in model.parameters())
 
-    @pytest.mark.parametrize("name", TINY)
+    @pytest.mark.parametrize("name", [*TINY, "swin", "in place"])
     def test_the_space_shows_the_same_maps(self, name: str) -> None:
         spec = importlib.util.spec_from_file_location("look", Path("hub/space/look.py"))
         look = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(look)
-        model, (image, _) = trained_like(name), pictures(1)[0]
+        assert look.THRESHOLD == THRESHOLD
+        model, (image, _) = trained_like(name if name in TINY else "test_convnext_dcls"), pictures(1)[0]
+        if name == "swin":  # its maps are (N, H, W, C)
+            size = {"img_size": 64, "pretrained_cfg_overlay": {"input_size": (3, 64, 64)}}
+            model = timm.create_model(
+                "swin_tiny_patch4_window7_224", num_classes=9, window_size=2, **size
+            ).eval()
+        elif name == "in place":
+            model.norm_pre = torch.nn.ReLU(inplace=True)
         inputs = look.inputs_of(model, image)
         weighted, _ = weighted_activations(model, inputs)
         for threshold, method in enumerate(METHODS):

@@ -23,7 +23,7 @@ from test_checkpoint import GOLDENS, NAMES, classes, difference, overrides, path
 from dcls_models import CheckpointError
 from dcls_models.files import sha256_of
 from dcls_models.loading import load_model
-from hub.__main__ import main as hub_main
+from hub.cli import main as hub_main
 from hub.export import export
 from train.__main__ import main as train_main
 from train.digits import write_digits
@@ -36,7 +36,7 @@ WORKER = """
 import contextlib, io, json, os, sys, time, traceback
 import huggingface_hub, timm, torch
 import dcls_models
-from hub.__main__ import main
+from hub.cli import main
 
 answers = sys.stdout
 huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = 4096  # small pieces for small files

@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "dcls_models.files": set(),
     "dcls_models.provenance": set(),
     "dcls_models.images": set(),
+    "dcls_models.markdown": set(),
     "dcls_models._timm": set(),
     "dcls_models.checkpoint": {"dcls_models.layers", "dcls_models.files", "dcls_models._timm"},
     "dcls_models.models": {

@@ -10,6 +10,7 @@ from PIL import Image
 
 from dcls_models.layers import Dcls2d
 from eval import cli as command_line
+from eval.section import markdown_table
 from eval.speed import layer_times, peers, throughput, timing
 
 
@@ -47,7 +48,7 @@ class TestTiming:
         assert (found["slow"].runs, found["fast"].runs) == (3, 8)
 
     def test_a_table(self):
-        assert timing.markdown_table(["name", "ms"], [["a", "1.5"], ["long name", "10"]]).splitlines() == [
+        assert markdown_table(["name", "ms"], [["a", "1.5"], ["long name", "10"]]).splitlines() == [
             "| name      |  ms |",
             "| --------- | --: |",
             "| a         | 1.5 |",
