@@ -9,7 +9,6 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 
-from dcls_models.files import one_line
 from dcls_models.loading import load_model
 from dcls_models.markdown import code, plain
 from dcls_models.provenance import read_result, state_dict_sha256
@@ -150,14 +149,23 @@ def _task(config: dict[str, Any]) -> str:
     )
 
 
+def result_of(path: Path) -> dict[str, Any]:
+    """A results file; see ``read_result``.
+
+    Raises:
+        HubError: If it is none.
+    """
+    try:
+        return read_result(path)
+    except OSError as error:
+        raise HubError(f"{path} is not a results file, it cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise HubError(str(error)) from error
+
+
 def _read_accuracy(path: Path) -> dict[str, Any]:
     """A results file with an accuracy; without top-5 where that says nothing, as for five classes."""
-    try:
-        result = read_result(path)
-    except (OSError, ValueError) as error:
-        raise HubError(
-            f"{path} is not a results file of python -m eval accuracy: {one_line(error)}"
-        ) from error
+    result = result_of(path)
     if "n" not in result or not any(isinstance(result.get(key), int | float) for key in METRICS):
         raise HubError(f"{path} has no accuracy: give what python -m eval accuracy wrote with --output")
     if result.get("classes", TOP + 1) <= TOP:

@@ -14,16 +14,18 @@ from timm.utils.model import reparameterize_model
 from torch import nn
 
 from dcls_models._timm import get_model_args, save_config_for_hf
+from dcls_models.checkpoint import check_values
 from dcls_models.files import one_line, sha256_of, write_json
 from dcls_models.layers import DclsNd
-from dcls_models.loading import load_model
-from dcls_models.provenance import read_result, versions
+from dcls_models.loading import load_model, read_run
+from dcls_models.provenance import versions
 from hub import HubError
-from hub.card import plain_card
+from hub.card import plain_card, result_of
 from hub.folder import CARD, CONFIG, WEIGHTS, check_folder, config_sha256, written_at_once
 
 ORIGIN = ("origin_url", "paper_ids", "notes", "license", "tag", "url")  # of published weights
 KEPT_PRECISE = ("positions", "sigma", "running_mean", "running_var")
+WHERE = ("root", "predict_root", "classes")  # paths on a machine are nobody's business
 SOURCE_CFG = (
     "mean",
     "std",
@@ -69,7 +71,9 @@ def export(
     Raises:
         HubError: If what was written does not give the model back, or an option is not possible. Nothing
             is written then.
+        CheckpointError: If a weight is NaN or infinite.
     """
+    check_values(model.state_dict(), source)
     if (out / CARD).exists() and not (out / CONFIG).exists():
         raise HubError(f"{out} has a {CARD} that is not of an exported model: choose another folder")
     model = copy.deepcopy(model).eval().cpu().float()
@@ -125,24 +129,20 @@ def export_checkpoint(
         HubError: As :func:`export`, or if ``results`` is not a results file.
     """
     model = load_model(checkpoint=checkpoint, ema=ema)
-    stored = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    averaged = ema is not False and any(key.startswith("ema.") for key in stored["state_dict"])
-    run, data = stored["hyper_parameters"], stored["datamodule_hyper_parameters"]
+    run = read_run(checkpoint)
+    averaged = bool(run.averaged) and ema is not False
     training = {
-        "model": dict(run),
-        "data": {k: v for k, v in data.items() if k != "root"},  # where it was is nobody's business
-        "epoch": stored["epoch"],
-        "global_step": stored["global_step"],
+        "model": run.model,
+        "data": {k: v for k, v in run.data.items() if k not in WHERE},
+        "epoch": run.epoch,
+        "global_step": run.global_step,
         "weights": "averaged (EMA)" if averaged else "raw",
     }
     files = {"training.json": json.dumps(training, indent=2, default=str) + "\n"}
     if results:
-        try:
-            files["results.json"] = json.dumps(read_result(results), indent=2) + "\n"
-        except (OSError, ValueError) as error:
-            raise HubError(f"{results} is not a results file of python -m eval: {one_line(error)}") from error
+        files["results.json"] = json.dumps(result_of(results), indent=2) + "\n"
     source = {"source": f"{checkpoint.name}, {training['weights']}", "source_sha256": sha256_of(checkpoint)}
-    return export(model, out, published=run.get("pretrained", True), files=files, **source, **options)
+    return export(model, out, published=run.model.get("pretrained", True), files=files, **source, **options)
 
 
 def plain_model(model: nn.Module) -> nn.Module:

@@ -14,6 +14,7 @@ from torchvision.ops import deform_conv2d
 
 from dcls_models.layers import Dcls2d
 from dcls_models.layers.depthwise import depthwise_conv2d
+from dcls_models.loading import config_of
 from eval.speed.peers import authors_layer
 from eval.speed.timing import FLUSHED, LAYOUTS, time_in_turns
 
@@ -38,8 +39,9 @@ def shapes_of(model_name: str) -> list[Shape]:
     """The depthwise DCLS convolutions of stride 1 in a model of the zoo, without doublets.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is none, or no such model.
     """
+    config_of(model_name)
     model = timm.create_model(model_name)
     shapes: dict[Shape, None] = {}
 

@@ -12,6 +12,7 @@ from timm.utils.model import reparameterize_model
 from torch import nn
 
 import dcls_models
+from dcls_models.loading import config_of
 from dcls_models.onednn import overruns
 from eval.options import at_least_1, timing_options
 from eval.results import write_result
@@ -69,13 +70,15 @@ def build(name: str, mode: str, pretrained: bool = False) -> nn.Module:
         pretrained: Whether to load weights.
 
     Raises:
-        ValueError: If a model is to be trimmed in another mode than ``deployed``.
+        ValueError: If there is no such model, or one is to be trimmed in another mode than ``deployed``.
     """
     theirs, trimmed = name.startswith(AUTHORS), name.startswith(TRIMMED)
     if trimmed and mode != "deployed":
         raise ValueError(f"{name}: kernels are trimmed for deployment only: give --modes deployed")
     prefix = AUTHORS if theirs else TRIMMED
-    model = timm.create_model(name.removeprefix(prefix), pretrained=pretrained)
+    bare = name.removeprefix(prefix)
+    config_of(bare)
+    model = timm.create_model(bare, pretrained=pretrained)
     if theirs:
         model = with_authors_layers(model)
     model.train(mode == "train")
