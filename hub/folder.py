@@ -196,7 +196,7 @@ def _numbers(value: Any) -> Iterator[float]:
 
 def _check_config(config: dict[str, Any], tensors: dict[str, tuple[list[int], str]]) -> None:
     """Refuses what would make building the model run away or load something else."""
-    name, cfg, arguments = config["architecture"], config["pretrained_cfg"], config.get("model_args", {})
+    cfg, arguments = config["pretrained_cfg"], config.get("model_args", {})
     taken = sorted(arguments.keys() & inspect.signature(timm.create_model).parameters.keys())
     if taken:
         raise HubError(f"model_args in {CONFIG} would tell timm how to load, not what: {', '.join(taken)}")

@@ -565,7 +565,7 @@ def test_what_a_repository_must_not_have(server: HubServer, client: Client, smal
     assert "truncated" in error(**{**good, "model.safetensors": good["model.safetensors"][:-9]})
     config = json.loads(good["config.json"])
     config["architecture"] = "evilnet"
-    assert "the architecture 'evilnet', which neither" in error(
+    assert "the architecture 'evilnet', which timm and dcls_models lack" in error(
         **{**good, "config.json": json.dumps(config).encode()}
     )
 

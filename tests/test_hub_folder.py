@@ -463,10 +463,10 @@ REFUSED: dict[str, Callable[[Path], object]] = {
     "has pytorch_model.bin and no model.safetensors; a pickle can run code": pickled,
     "there is no .*model.safetensors": lambda folder: (folder / "model.safetensors").unlink(),
     "there is no .*config.json": lambda folder: (folder / "config.json").unlink(),
-    "is not a config that timm can read": lambda folder: (folder / "config.json").write_text("{"),
+    "config.json is no JSON": lambda folder: (folder / "config.json").write_text("{"),
     "which no config needs": lambda folder: (folder / "config.json").write_bytes(b" " * 2**23),
     "outside the folder": linked,
-    "architecture 'evilnet', which neither timm nor dcls_models has": config_with(architecture="evilnet"),
+    "architecture 'evilnet', which timm and dcls_models lack": config_with(architecture="evilnet"),
     "sends timm elsewhere for the weights: url": config_with(pretrained_cfg__url="http://evil"),
     "sends timm elsewhere for the weights: hf_hub_filename": config_with(
         pretrained_cfg__hf_hub_filename="x.bin"
@@ -487,8 +487,9 @@ REFUSED: dict[str, Callable[[Path], object]] = {
     "input_size must be three whole numbers, got .3, -64, 64": config_with(
         pretrained_cfg__input_size=[3, -64, 64]
     ),
-    "must be a dictionary, got list": config_with(model_args=[1]),
-    "must be a dictionary, got NoneType": config_with(model_args=None),
+    "is not the config of a model: expected .* model_args": config_with(model_args=[1]),
+    "expected .* model_args .dictionaries.": config_with(model_args=None),
+    "expected a dictionary with architecture": lambda folder: (folder / "config.json").write_text("[]"),
     r"timm cannot build test_convnext_dcls as config.json says \(TypeError: .*nonsense": config_with(
         model_args__nonsense=1
     ),
