@@ -50,7 +50,7 @@ MAY_IMPORT = {
 
 BROUGHT = {"filelock", "PIL"}  # by torch and by timm's torchvision
 OPTIONAL = {  # imported only where they are installed
-    "dcls_models.layers.triton_kernels": {"triton"},
+    "dcls_models.layers.depthwise.triton_kernels": {"triton"},
     "dcls_models.sounds": {"soundfile", "scipy"},
 }
 
@@ -65,10 +65,8 @@ def modules(folder: str) -> dict[str, Path]:
 
 
 def statements(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
-    """All imports, also inside functions, but not those for type checkers only."""
+    """All imports, also inside functions and for type checkers only."""
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
-            continue
         if isinstance(child, ast.Import | ast.ImportFrom):
             yield child
         yield from statements(child)

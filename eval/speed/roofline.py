@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import torch
 
-from dcls_models.layers import triton_depthwise
+from dcls_models.layers.depthwise import gpu
 
 BATCH = 128
 STAGES = ((96, 56), (192, 28), (384, 14), (768, 7))  # channels and side of ConvNeXt-T's stages at 224 px
@@ -31,7 +31,7 @@ HEAD = (
 def row(channels: int, side: int, kernel: int) -> list[str]:
     """One layer in bfloat16, with padding K // 2."""
     extent = (side, side, kernel, kernel // 2)
-    plan = triton_depthwise._plan((extent, extent), torch.bfloat16)
+    plan = gpu._plan((extent, extent), torch.bfloat16)
     planes = BATCH * channels
     direct = 2 * planes * side**2 * kernel**2
     toeplitz = 2 * planes * plan.products
