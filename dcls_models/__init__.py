@@ -5,6 +5,7 @@ from .dclsify import dclsify
 from .layers import trim
 from .models import ConvNeXtDcls, FastVitDcls, MetaFormerDcls, ResNetDcls
 from .spectrogram import LogMel
+from .strided import slice_strided
 from .warm_start import WarmStart, warm_start
 
 __version__ = "0.1.0"
@@ -18,6 +19,7 @@ __all__ = [
     "ResNetDcls",
     "WarmStart",
     "dclsify",
+    "slice_strided",
     "trim",
     "warm_start",
 ]

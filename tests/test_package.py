@@ -26,8 +26,9 @@ HEAVY = {"pytorch_lightning", "lightning", "jsonargparse", "matplotlib", "sklear
 # What each part of the library may import of the library. Files that are not named may import all of it.
 MAY_IMPORT = {
     "dcls_models.layers": {"dcls_models.layers"},
-    "dcls_models.warm_start": {"dcls_models.layers"},
-    "dcls_models.dclsify": {"dcls_models.layers", "dcls_models.warm_start"},
+    "dcls_models.strided": set(),
+    "dcls_models.warm_start": {"dcls_models.layers", "dcls_models.files"},
+    "dcls_models.dclsify": {"dcls_models.layers", "dcls_models.strided", "dcls_models.warm_start"},
     "dcls_models.files": set(),
     "dcls_models.folders": set(),
     "dcls_models.loading": {"dcls_models.checkpoint", "dcls_models.files", "dcls_models._timm"},
@@ -43,6 +44,7 @@ MAY_IMPORT = {
         "dcls_models.dclsify",
         "dcls_models.checkpoint",
         "dcls_models.spectrogram",
+        "dcls_models.strided",
         "dcls_models._timm",
         "dcls_models.models",
     },

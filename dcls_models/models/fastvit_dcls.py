@@ -9,8 +9,8 @@ from timm.models.fastvit import FastVit, RepConditionalPosEnc, checkpoint_filter
 from torch import nn
 
 from ..dclsify import dclsify
-from ..strided import slice_strided
 from ..spectrogram import LogMel
+from ..strided import slice_strided
 from ._build import AUDIO_CFG, PositionsInTimm, authors, build, spectrogram_stem
 
 ATTENTION_LAST: dict[str, Any] = {
