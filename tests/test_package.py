@@ -48,7 +48,7 @@ MAY_IMPORT = {
     },
 }
 
-BROUGHT = {"filelock", "PIL"}  # by torch and by timm's torchvision
+BROUGHT = {"filelock", "numpy", "PIL"}  # by torch and by timm's torchvision
 OPTIONAL = {  # imported only where they are installed
     "dcls_models.layers.depthwise.triton_kernels": {"triton"},
     "dcls_models.sounds": {"soundfile", "scipy"},
