@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,3 +70,14 @@ def one_line(error: BaseException) -> str:
 def some(names: Sequence[str], most: int = 3) -> str:
     """The first of a list of names, for a message."""
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def printable(text: str, encoding: str | None = None) -> str:
+    """A text that a console can show: with backslash escapes where it has no letters for it.
+
+    Args:
+        text: A name of any script, or one that is not UTF-8 (which Python keeps as surrogates).
+        encoding: Of the console; by default of ``sys.stdout``.
+    """
+    encoding = encoding or getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)

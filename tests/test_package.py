@@ -28,6 +28,8 @@ MAY_IMPORT = {
     "dcls_models.warm_start": {"dcls_models.layers"},
     "dcls_models.dclsify": {"dcls_models.layers", "dcls_models.warm_start"},
     "dcls_models.files": set(),
+    "dcls_models.folders": {"dcls_models.files"},
+    "dcls_models.loading": {"dcls_models.checkpoint", "dcls_models.files", "dcls_models._timm"},
     "dcls_models.provenance": set(),
     "dcls_models.images": set(),
     "dcls_models.sounds": {"dcls_models.sounds", "dcls_models.files", "dcls_models.folders"},
