@@ -30,7 +30,7 @@ class LogMel(nn.Module):
         device: Where to compute; ``to`` moves it.
 
     Raises:
-        ValueError: If the bands do not lie between 0 and half of the sample rate, or a number is not possible.
+        ValueError: If the bands do not lie between 0 and half of the sample rate, or one is impossible.
     """
 
     window: torch.Tensor
