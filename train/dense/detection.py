@@ -20,10 +20,10 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.transforms import v2
 
-from train.__main__ import launch, run
-from train.dense import Dense, DenseCLI, DenseData, Samples
-from train.models import laid_out, made, starts_pretrained
-from train.scenes import Scenes
+from train.dense.base import Dense, DenseCLI, DenseData, Samples
+from train.dense.scenes import Scenes
+from train.launch import launch
+from train.models import build_checked, starts_pretrained, to_memory_layout
 
 MEASURED = {
     "box_ap": "bbox_map",
@@ -50,15 +50,15 @@ class Pyramid(nn.Module):
         super().__init__()
         self.channels_last = channels_last
         self.body = timm.create_model(name, pretrained=pretrained, features_only=True, **model_kwargs)
-        found = self.body.feature_info.channels()[-4:]
+        widths = self.body.feature_info.channels()[-4:]
         self.fpn = ops.FeaturePyramidNetwork(
-            found, channels, extra_blocks=ops.feature_pyramid_network.LastLevelMaxPool()
+            widths, channels, extra_blocks=ops.feature_pyramid_network.LastLevelMaxPool()
         )
         self.out_channels = channels
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Levels ``"0"`` to ``"3"``, and ``"pool"`` at stride 64, of images ``(N, 3, H, W)``."""
-        features = self.body(laid_out(images, self.body, self.channels_last))[-4:]
+        features = self.body(to_memory_layout(images, self.body, self.channels_last))[-4:]
         return self.fpn(OrderedDict((str(i), f) for i, f in enumerate(features)))
 
 
@@ -102,16 +102,16 @@ class Detector(Dense):
         if unknown := rcnn_kwargs.keys() - inspect.signature(MaskRCNN).parameters:  # which it would swallow
             raise ValueError(f"model.rcnn_kwargs do not fit: MaskRCNN takes no {', '.join(unknown)}")
         pretrained = starts_pretrained(name, pretrained, model_kwargs)
-        how = {
+        options = {
             "pretrained": pretrained,
             "channels": channels,
             "channels_last": self.hparams["channels_last"],
             **model_kwargs,
         }
-        backbone = made(Pyramid, "model.model_kwargs", name=name, **how)
+        backbone = build_checked(Pyramid, "model.model_kwargs", name=name, **options)
         cfg = backbone.body.pretrained_cfg
         anchors = AnchorGenerator(tuple((s,) for s in anchor_sides), ((0.5, 1.0, 2.0),) * len(anchor_sides))
-        self.model = made(
+        self.model = build_checked(
             MaskRCNN,
             "model.rcnn_kwargs",
             backbone=backbone,
@@ -145,15 +145,15 @@ class Detector(Dense):
     def validation_step(self, batch: Samples, batch_idx: int) -> None:
         """Compares what is found, at the size of the image, with what is there."""
         images, targets = batch
-        found = self.model(list(images))
-        for one in found:
-            one["masks"] = one["masks"][:, 0] > 0.5
-        self.average_precision.update(found, list(targets))
+        predictions = self.model(list(images))
+        for prediction in predictions:
+            prediction["masks"] = prediction["masks"][:, 0] > 0.5
+        self.average_precision.update(predictions, list(targets))
 
     def on_validation_epoch_end(self) -> None:
         """Logs COCO's average precision of boxes and masks, in percent."""
-        found = self.average_precision.compute()
-        self.log_dict({f"val/{k}": 100 * found[of].clamp(min=0) for k, of in MEASURED.items()})
+        scores = self.average_precision.compute()
+        self.log_dict({f"val/{k}": 100 * scores[of].clamp(min=0) for k, of in MEASURED.items()})
         self.average_precision.reset()
 
 
@@ -237,8 +237,8 @@ class Coco(Dataset):
             image, target = self.flip(image, target)
         boxes, crowd = target["boxes"].float(), torch.as_tensor(target["iscrowd"])
         keep = (boxes[:, 2:] > boxes[:, :2]).all(1) & ~(crowd.bool() & self.training)
-        found = {"boxes": boxes, "masks": target["masks"], "labels": target["labels"], "iscrowd": crowd}
-        return v2.functional.to_dtype(image, scale=True), {k: v[keep] for k, v in found.items()}
+        objects = {"boxes": boxes, "masks": target["masks"], "labels": target["labels"], "iscrowd": crowd}
+        return v2.functional.to_dtype(image, scale=True), {k: v[keep] for k, v in objects.items()}
 
 
 class DetectionCLI(DenseCLI):
@@ -251,7 +251,3 @@ def main(args: ArgsType = None) -> None:
     """Runs ``fit`` or ``validate``."""
     parser = {"prog": "python -m train.detection", "description": "Trains detection with masks."}
     launch(DetectionCLI, Detector, DetectionData, parser, args)
-
-
-if __name__ == "__main__":
-    run(command=main)

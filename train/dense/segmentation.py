@@ -14,10 +14,11 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardInd
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from train.__main__ import launch, run
-from train.dense import Dense, DenseCLI, DenseData, Samples
-from train.models import laid_out, made, starts_pretrained
-from train.scenes import Scenes
+from dcls_models.images import read_image
+from train.dense.base import Dense, DenseCLI, DenseData, Samples
+from train.dense.scenes import Scenes
+from train.launch import launch
+from train.models import build_checked, starts_pretrained, to_memory_layout
 
 IGNORED = 255  # pixels that are of no class
 
@@ -49,7 +50,7 @@ class Segmenter(Dense):
         super().__init__(**kwargs)
         model_kwargs = model_kwargs or {}
         pretrained = starts_pretrained(name, pretrained, model_kwargs)
-        self.model = made(
+        self.model = build_checked(
             smp.UPerNet,
             "model.model_kwargs",
             encoder_name=f"tu-{name}",
@@ -71,7 +72,7 @@ class Segmenter(Dense):
         """Logits ``(N, num_classes, H, W)`` of images ``(N, 3, H, W)`` in [0, 1], of any size."""
         height, width = images.shape[-2:]
         padded = F.pad(self.normalize(images), (0, -width % 32, 0, -height % 32))
-        padded = laid_out(padded, self.model, self.hparams["channels_last"])
+        padded = to_memory_layout(padded, self.model, self.hparams["channels_last"])
         return self.model(padded)[..., :height, :width]
 
     def training_step(self, batch: Samples, batch_idx: int) -> torch.Tensor:
@@ -180,7 +181,7 @@ class Masks(Dataset):
         Raises:
             ValueError: If the mask does not fit the image or the classes.
         """
-        image = v2.functional.pil_to_tensor(Image.open(self.images[index]).convert("RGB"))
+        image = v2.functional.pil_to_tensor(read_image(self.images[index]))
         mask = v2.functional.pil_to_tensor(Image.open(self.masks[index])).long()
         if len(mask) > 1 or mask.shape[1:] != image.shape[1:]:
             raise ValueError(
@@ -226,7 +227,3 @@ def main(args: ArgsType = None) -> None:
     """Runs ``fit`` or ``validate``."""
     parser = {"prog": "python -m train.segmentation", "description": "Trains semantic segmentation."}
     launch(SegmentationCLI, Segmenter, SegmentationData, parser, args)
-
-
-if __name__ == "__main__":
-    run(command=main)
