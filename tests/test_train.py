@@ -465,8 +465,9 @@ def with_little_space(images, root, options):
     log = (root / "said.txt").open("w")
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
     try:
-        run(["fit", *TINY, *SMALL_DATA, "--data.root", str(images), "--trainer.logger", "false",
-             "--trainer.default_root_dir", str(root), *options, "--ckpt_path", "last"], command=main)  # fmt: skip
+        where = ["--data.root", str(images), "--trainer.default_root_dir", str(root)]
+        resume = ["--trainer.logger", "false", *options, "--ckpt_path", "last"]
+        run(["fit", *TINY, *SMALL_DATA, *where, *resume], command=main)
     except SystemExit as exited:
         log.write(str(exited.code))
         log.close()
