@@ -16,6 +16,7 @@ from torch import nn
 
 import dcls_models
 from dcls_models._timm import get_model_args, save_config_for_hf
+from dcls_models.checkpoint import check_values
 from dcls_models.files import sha256_of
 from dcls_models.layers import DclsNd
 from dcls_models.loading import load_model
@@ -70,7 +71,9 @@ def export(
     Raises:
         HubError: If what was written does not give the model back, or an option is not possible. Nothing
             is written then.
+        CheckpointError: If a weight is NaN or infinite.
     """
+    check_values(model.state_dict(), source)
     if (out / CARD).exists() and not (out / CONFIG).exists():
         raise HubError(f"{out} has a {CARD} that is not of an exported model: choose another folder")
     model = copy.deepcopy(model).eval().cpu().float()

@@ -13,6 +13,7 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCL
 
 from dcls_models import CheckpointError
 from dcls_models.files import locked
+from dcls_models.loading import Run
 from train.checkpoints import AtomicCheckpointIO, KeepLast
 from train.errors import reason
 from train.models import SyncBatchNorm
@@ -83,13 +84,12 @@ class TrainCLI(LightningCLI):
         if config["ckpt_path"] == "last":
             config["ckpt_path"] = str(last_checkpoint(Path(config["trainer"]["default_root_dir"])))
         if config["ckpt_path"]:
-            stored = check_checkpoint(Path(config["ckpt_path"]), config["model"]["name"])
-            self.read_checkpoint(config, stored)
+            self.read_checkpoint(config, check_checkpoint(Path(config["ckpt_path"]), config["model"]["name"]))
 
-    def read_checkpoint(self, config: Any, stored: dict[str, Any]) -> None:
+    def read_checkpoint(self, config: Any, run: Run) -> None:
         """Compares the arguments of a checkpoint's model with those of now, before anything is done."""
         if self.config["subcommand"] == "fit":
-            compare(stored, vars(config["model"]))
+            compare(run.model, vars(config["model"]))
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Runs, alone in the run's folder, and says which checkpoint it is that does not fit."""

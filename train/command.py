@@ -4,6 +4,7 @@ from typing import Any
 
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser
 
+from dcls_models.loading import Run
 from train.cli import TrainCLI
 from train.data import Images
 from train.launch import launch
@@ -25,11 +26,11 @@ class ClassifierCLI(TrainCLI):
         parser.link_arguments("data.augment_splits", "model.augment_splits")
         parser.link_arguments("data.class_names", "model.class_names", apply_on="instantiate")
 
-    def read_checkpoint(self, config: Any, stored: dict[str, Any]) -> None:
+    def read_checkpoint(self, config: Any, run: Run) -> None:
         """Takes the names of the classes from it to predict, which needs no training images."""
-        super().read_checkpoint(config, stored)
+        super().read_checkpoint(config, run)
         if self.config["subcommand"] == "predict":
-            config["data"]["names"] = stored["class_names"]
+            config["data"]["names"] = run.model["class_names"]
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         """Adds the writer of predictions."""

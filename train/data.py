@@ -4,12 +4,10 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import timm
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import is_model
 from torch.utils.data import DataLoader
 
-from dcls_models._timm import load_model_config_from_hf, load_model_config_from_path
+from dcls_models.loading import config_of
 from train.augment import Splits, create_transform
 from train.loaders import ShardLoader, TaskData
 from train.readers import Samples, Shards, open_classes, open_folder, open_folders, open_hub
@@ -24,17 +22,6 @@ PREPROCESSING = {
     "interpolation": "bicubic",
     "crop_pct": 0.875,
 }
-
-
-def _config_of(name: str) -> dict[str, Any] | None:
-    """What a model says of its preprocessing: a timm name, ``local-dir:FOLDER``, ``hf-hub:USER/NAME``."""
-    if name.startswith("local-dir:"):
-        return load_model_config_from_path(name.removeprefix("local-dir:"))[0]
-    if name.startswith("hf-hub:"):
-        return load_model_config_from_hf(name.removeprefix("hf-hub:"))[0]
-    if is_model(name.split(".")[0]):
-        return (timm.get_pretrained_cfg(name) or timm.get_pretrained_cfg(name.split(".")[0])).to_dict()
-    return None
 
 
 class Images(TaskData):
@@ -219,8 +206,8 @@ class Images(TaskData):
     def _fill_in_preprocessing(self, like: str | None) -> None:
         """Resolves what is not given: from the model, or else as usual for ImageNet; loading needs it."""
         known = dict(PREPROCESSING)
-        cfg = _config_of(like or "")
-        if cfg:
+        if like:
+            cfg = config_of(like)
             known |= {k: cfg[k] for k in known if k != "img_size"}
             known["img_size"] = cfg["input_size"][-1]
         self.hparams.update({k: v for k, v in known.items() if self.hparams[k] is None})

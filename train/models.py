@@ -11,7 +11,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 import dcls_models
-from dcls_models.loading import check_known, load_model
+from dcls_models.loading import config_of, load_model
 from dcls_models.onednn import overruns as channels_last_overruns
 
 _logger = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def starts_pretrained(name: str, pretrained: bool, model_kwargs: dict[str, Any])
     Raises:
         ValueError: If timm knows no such model.
     """
-    check_known(name)
+    config_of(name)
     if pretrained and not has_weights(name, model_kwargs):
         _logger.warning("WARNING: %s has no published weights: it starts from RANDOM ones", name)
         return False

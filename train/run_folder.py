@@ -5,9 +5,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dcls_models import CheckpointError
+from dcls_models.loading import Run, read_run
 
 _logger = logging.getLogger(__name__)
 LAST = "last.ckpt"
@@ -44,11 +43,8 @@ def last_checkpoint(root: Path) -> Path:
     return path
 
 
-def check_checkpoint(path: Path, name: str) -> dict[str, Any]:
+def check_checkpoint(path: Path, name: str) -> Run:
     """Makes sure that a checkpoint is whole, of this trainer and of this model, before anything else is done.
-
-    Returns:
-        The arguments of its module.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -56,16 +52,12 @@ def check_checkpoint(path: Path, name: str) -> dict[str, Any]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
-    try:
-        hparams = torch.load(path, map_location="meta", weights_only=True, mmap=True)["hyper_parameters"]
-        stored = hparams["name"]
-    except Exception as error:  # unpicklers raise anything
+    run = read_run(path)
+    if run.model["name"] != name:
         raise CheckpointError(
-            f"{path} is damaged or no checkpoint of python -m train ({type(error).__name__})"
-        ) from error
-    if stored != name:
-        raise CheckpointError(f"{path} is of a {stored}, not of a {name}; choose the same model.name")
-    return hparams
+            f"{path} is of a {run.model['name']}, not of a {name}; choose the same model.name"
+        )
+    return run
 
 
 def compare(stored: dict[str, Any], now: dict[str, Any]) -> None:
