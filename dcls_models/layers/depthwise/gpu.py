@@ -7,8 +7,6 @@ triton, on other devices and for what ``supports`` does not name, ATen computes.
 roofline.
 
 The two functions know nothing of autograd. The input gradient is a ``convolution`` with the flipped kernel.
-While torch compiles or exports a graph, and under ``torch.func``, callers have to keep to ``F.conv2d``: these
-functions are not registered operators.
 
 Shape letters: N batch, C channels, H x W image, K kernel.
 """
@@ -30,6 +28,18 @@ CAPABILITY = (8, 0)  # the first one whose matrix units take bfloat16
 FASTER: frozenset[tuple[tuple[int, int], torch.dtype, int, int]] = frozenset()
 
 PROGRAMS = 1024  # at least so many, if there is work for them: a few for each processor of a large GPU
+
+
+def admit(
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, padding: Sequence[int]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None] | None:
+    """The tensors to convolve here, cast as autocast would cast them; None where ATen is to do it."""
+    if not enabled():
+        return None
+    if torch.is_autocast_enabled("cuda") and torch.float64 not in (input.dtype, weight.dtype):
+        dtype = torch.get_autocast_dtype("cuda")
+        input, weight, bias = input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    return (input, weight, bias) if chosen(input, weight, padding) else None
 
 
 def enabled() -> bool:
@@ -81,13 +91,16 @@ def _runs_on(device: torch.device) -> bool:
     return torch.version.cuda is not None and torch.cuda.get_device_capability(device) >= CAPABILITY
 
 
-def convolution(input: torch.Tensor, weight: torch.Tensor, padding: Sequence[int]) -> torch.Tensor:
+def convolution(
+    input: torch.Tensor, weight: torch.Tensor, padding: Sequence[int], bias: torch.Tensor | None = None
+) -> torch.Tensor:
     """``F.conv2d`` of stride 1 with one kernel per channel, summed in float32, without autograd.
 
     Args:
         input: ``(N, C, H, W)``, in either memory layout, which the output keeps.
         weight: ``(C, 1, K, K)``, for what ``supports`` says.
         padding: Zeros on either side of each axis.
+        bias: ``(C,)``, added to the rounded output.
 
     Returns:
         ``(N, C, H + 2 padding - K + 1, W + 2 padding - K + 1)`` in the dtype of ``input``.
@@ -112,7 +125,8 @@ def convolution(input: torch.Tensor, weight: torch.Tensor, padding: Sequence[int
             block_m=block_m,
             num_warps=8,
         )
-    return output.contiguous(memory_format=_layout(input))
+    output = output.contiguous(memory_format=_layout(input))
+    return output if bias is None else output + bias[:, None, None]
 
 
 def correlation(
@@ -219,7 +233,7 @@ class Plan(NamedTuple):
 
     @property
     def widths(self) -> tuple[int, int]:
-        """Of the stored inputs, from the first window's start to the last one's end, and of output gradients.
+        """Row lengths of the aligned copies: inputs (all windows) and output gradients.
 
         They are multiples of 16, which the compiler turns into loads of 16 bytes.
         """
@@ -268,7 +282,7 @@ def _constants(plan: Plan, size: Sequence[int], dtype: torch.dtype) -> dict[str,
 
 
 def _kernels() -> Any:
-    return importlib.import_module("dcls_models.layers.triton_kernels")
+    return importlib.import_module("dcls_models.layers.depthwise.triton_kernels")
 
 
 def _block(patches: int, most: int) -> int:
