@@ -14,6 +14,8 @@ from typing import IO
 
 import numpy as np
 
+from .files import some
+
 _logger = logging.getLogger(__name__)
 
 # What systems and archives leave behind, besides names that start with a dot; compared in lower case.
@@ -91,7 +93,7 @@ class ClassFolders:
             raise ValueError(f"the share to hold out must lie between 0 and 1, got {share}")
         labels, counts = np.unique(self.labels, return_counts=True)
         if rare := [self.names[label] for label in labels[counts < 2]]:
-            raise ValueError(f"a class needs two files or more to be split, these have one: {_some(rare)}")
+            raise ValueError(f"a class needs two files or more to be split, these have one: {some(rare)}")
         n, classes = len(self), len(labels)
         held = min(max(math.ceil(max(share, classes / n) * n), classes), n - classes)
         random = np.random.RandomState(0)  # numpy guarantees its numbers
@@ -150,15 +152,15 @@ def class_folders(
         elif files:
             elsewhere.append(folder)
     if elsewhere:
-        raise ValueError(f"expected files in {root}/<class>/ only, found some in {_some(elsewhere)}")
+        raise ValueError(f"expected files in {root}/<class>/ only, found some in {some(elsewhere)}")
     if empty := [os.path.join(root, name) for name, files in by_class.items() if not files]:
-        _logger.warning("no class, because without a file (%s): %s", " ".join(extensions), _some(empty))
+        _logger.warning("no class, because without a file (%s): %s", " ".join(extensions), some(empty))
     found = natural_order(name for name, files in by_class.items() if files)
     if not found:
         raise FileNotFoundError(f"no file in {root}/<class>/ has one of {' '.join(extensions)}")
     labels = {name: label for label, name in enumerate(found if names is None else names)}
     if strangers := [name for name in found if name not in labels]:
-        raise ValueError(f"{root} has classes that are not known: {_some(strangers)}")
+        raise ValueError(f"{root} has classes that are not known: {some(strangers)}")
     pairs = [(file, labels[name]) for name in found for file in by_class[name]]
     return ClassFolders(root, [f for f, _ in pairs], [y for _, y in pairs], list(labels))
 
@@ -240,13 +242,9 @@ def _path_key(name: str) -> tuple[list[str | int], str]:
 def _left_out(leftovers: list[str], others: Counter[str]) -> str:
     parts = []
     if leftovers:
-        parts.append(f"{len(leftovers)} hidden or of the system ({_some(sorted(set(leftovers)))})")
+        parts.append(f"{len(leftovers)} hidden or of the system ({some(sorted(set(leftovers)))})")
     if others:
         in_order = sorted(others.items(), key=lambda item: (-item[1], item[0]))
         counts = [f"{count} {extension}" for extension, count in in_order]
-        parts.append(f"{others.total()} by their extension ({_some(counts, 8)})")
+        parts.append(f"{others.total()} by their extension ({some(counts, 8)})")
     return ", ".join(parts)
-
-
-def _some(names: Sequence[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
