@@ -17,8 +17,8 @@ class SlicedConv2d(nn.Conv2d):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """``(N, C, H, W)`` to ``(N, C', ceil(H / stride), ceil(W / stride))``."""
-        rows, columns = self.stride
-        return F.conv2d(input[:, :, ::rows, ::columns], self.weight, self.bias)
+        chosen = F.avg_pool2d(input, 1, self.stride)  # input[:, :, ::rows, ::columns], whose layout varies
+        return F.conv2d(chosen, self.weight, self.bias)
 
 
 def overrunning(model: nn.Module) -> list[str]:

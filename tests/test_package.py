@@ -122,6 +122,7 @@ class TestImports:
             "dcls_models.layers",
             "dcls_models.layers.dcls",
             "dcls_models.layers.positions",
+            "dcls_models.strided",
             "dcls_models.warm_start",
         }
         graphlib.TopologicalSorter(graph).prepare()
