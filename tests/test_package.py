@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "dcls_models.layers": {"dcls_models.layers"},
     "dcls_models.warm_start": {"dcls_models.layers"},
     "dcls_models.dclsify": {"dcls_models.layers", "dcls_models.warm_start"},
+    "dcls_models.deploy": {"dcls_models.layers"},
     "dcls_models.files": set(),
     "dcls_models.folders": set(),
     "dcls_models.loading": {"dcls_models.checkpoint", "dcls_models.files", "dcls_models._timm"},
