@@ -42,7 +42,7 @@ def deploy(model: nn.Module, example_input: torch.Tensor | None = None, *, trims
         ValueError: If there is no ``example_input``, and timm knows no size for the model.
     """
     layers = sum(isinstance(module, DclsNd) for module in model.modules())
-    deployed: Any = _fused(copy.deepcopy(model).eval()).requires_grad_(False)
+    deployed: Any = fused(model).requires_grad_(False)
     deployed = deployed.to(memory_format=torch.contiguous_format)
     images = _example(deployed) if example_input is None else example_input
     changes: dict[str, Any] = {
@@ -63,12 +63,17 @@ def deploy(model: nn.Module, example_input: torch.Tensor | None = None, *, trims
     return deployed
 
 
-def _fused(model: nn.Module) -> nn.Module:
-    """With timm's own step where every block is timm's or ours: another's ``fuse()`` means anything."""
+def fused(model: nn.Module) -> nn.Module:
+    """A copy in eval mode whose DCLS layers are plain convolutions.
+
+    The branches of timm's blocks become one as well, unless other packages' blocks have such a method: theirs
+    may mean anything.
+    """
+    model = fuse_layers(copy.deepcopy(model).eval())
     folding = [m for m in model.modules() if any(callable(getattr(m, name, None)) for name in FOLDING)]
-    if all(type(m).__module__.partition(".")[0] in OWN for m in folding if not isinstance(m, DclsNd)):
-        return reparameterize_model(model, inplace=True)
-    return fuse_layers(model)
+    if any(type(m).__module__.partition(".")[0] not in OWN for m in folding):
+        return model
+    return reparameterize_model(model, inplace=True)
 
 
 def _example(model: nn.Module) -> torch.Tensor:

@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "dcls_models.warm_start": {"dcls_models.layers"},
     "dcls_models.dclsify": {"dcls_models.layers", "dcls_models.warm_start"},
     "dcls_models.deploy": {"dcls_models.layers"},
+    "dcls_models.onnx": {"dcls_models.layers", "dcls_models.deploy"},
     "dcls_models.files": set(),
     "dcls_models.folders": {"dcls_models.files"},
     "dcls_models.loading": {
