@@ -57,7 +57,8 @@ MAY_IMPORT = {
 
 BROUGHT = {"filelock", "numpy", "PIL"}  # by torch and by timm's torchvision
 OPTIONAL = {"dcls_models.layers.depthwise.triton_kernels": {"triton"}}  # imported only where it is installed
-WHEN_CALLED = {  # imported in functions only, with an error that says what to install
+WHEN_CALLED = {
+    "dcls_models.onnx": {"onnx"},  # imported in functions only, with an error that says what to install
     "dcls_models.sounds.reading": {"soundfile", "scipy"},
     "dcls_models.sounds.audioset": {"h5py"},
     "dcls_models.sounds.hub": {"datasets"},
