@@ -53,7 +53,7 @@ MAY_IMPORT = {
     },
 }
 
-BROUGHT = {"filelock", "PIL"}  # by torch and by timm's torchvision
+BROUGHT = {"filelock", "numpy", "PIL"}  # by torch and by timm's torchvision
 OPTIONAL = {"dcls_models.layers.depthwise.triton_kernels": {"triton"}}  # imported only where it is installed
 WHEN_CALLED = {  # imported in functions only, with an error that says what to install
     "dcls_models.sounds.reading": {"soundfile", "scipy"},
