@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 
 from dcls_models.files import locked
-from eval import report
-from eval.classification import accuracy, predict, processes, robustness
+from eval import processes, report
+from eval.classification import accuracy, predict, robustness
 from eval.interpretability import erf, gradcam, kernels
 from eval.speed import layers, throughput
 

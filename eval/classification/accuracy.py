@@ -5,13 +5,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from eval.classification import metrics, processes
+from eval import processes
+from eval.classification import metrics
 from eval.classification.data import UNREADABLE, Samples, open_samples, read_indices
 from eval.classification.evaluate import Setup, evaluate, set_up
-from eval.classification.store import Predictions, claim
+from eval.classification.store import Predictions
 from eval.options import evaluation_options
 from eval.results import write_result
 from eval.section import Section
+from eval.store import claim
 
 SHIPPED = "timm"  # the ReaL labels that come with it
 SECTION = Section(
