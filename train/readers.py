@@ -2,7 +2,6 @@
 
 import logging
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -231,8 +230,7 @@ def open_folders(root: Path, val_share: float) -> tuple[Any, Any, Sequence[int] 
     halves = [root / "train", val]
     if not any(half.is_dir() for half in halves):
         reader = open_classes(root)
-        names = list(reader.class_to_idx)
-        return reader, reader, *stratified_split([label for _, label in reader.samples], names, val_share)
+        return reader, reader, *_split(reader, val_share)
     for half in halves:
         if not half.is_dir():
             raise FileNotFoundError(f"{root} has no folder {half.name}: expected both train and val")
@@ -240,25 +238,12 @@ def open_folders(root: Path, val_share: float) -> tuple[Any, Any, Sequence[int] 
     return train, open_classes(val, train.class_to_idx), None, None
 
 
-def stratified_split(
-    labels: Sequence[int], names: Sequence[str], val_share: float, unit: str = "images"
-) -> tuple[Sequence[int], Sequence[int]]:
-    """Which samples are trained on and which validated on, of every class alike and always in the same way.
-
-    Args:
-        labels: The class of each sample, as an index of ``names``.
-        names: The classes.
-        val_share: Share of the samples to validate on; of every class one at least.
-        unit: What the samples are.
-
-    Raises:
-        ValueError: If a class has fewer than two samples.
-    """
-    counts = Counter(labels)
-    rare = [name for i, name in enumerate(names) if counts[i] < 2]
+def _split(reader: Any, val_share: float) -> tuple[Sequence[int], Sequence[int]]:
+    labels = [label for _, label in reader.samples]
+    rare = [name for name, i in reader.class_to_idx.items() if labels.count(i) < 2]
     if rare:
-        raise ValueError(f"a class needs two {unit} or more to be split, these have one: {', '.join(rare)}")
-    share = max(val_share, len(names) / len(labels))
+        raise ValueError(f"a class needs two images or more to be split, these have one: {', '.join(rare)}")
+    share = max(val_share, len(reader.class_to_idx) / len(labels))
     train, val = train_test_split(range(len(labels)), test_size=share, stratify=labels, random_state=0)
     return train, val
 

@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader
 
 from dcls_models.files import some
 from dcls_models.loading import front_end_settings
-from dcls_models.sounds import Clips
+from dcls_models.sounds import Clips, FolderSounds
 from train.audio.augment import Perturbation
 from train.audio.sources import open_sounds
 from train.loaders import TaskData
@@ -85,6 +85,9 @@ class Sounds(TaskData):
                 f"{root or dataset or train} has fewer than two classes ({', '.join(self.class_names)}): "
                 "expected a folder for each"
             )
+        if isinstance(train_sounds, FolderSounds):  # so that an evaluation knows which sounds were trained on
+            self.hparams["files_sha256"] = train_sounds.fingerprint()
+        self.hparams["held_out"] = len(val_indices or ())
         rate = self.front_end["sample_rate"]
         perturb = Perturbation(roll, speed_prob, (speed[0], speed[1]))
         self.train_set = Clips(train_sounds, rate, seconds, train_indices, perturb)

@@ -8,9 +8,8 @@ import torch
 
 from dcls_models.folders import holds_folders
 from dcls_models.sounds import HubSounds, SoundSet, open_folder, open_listed
-from train.readers import VAL_NAMES, stratified_split
 
-SPLITS = (("train",), VAL_NAMES)
+SPLITS = (("train",), ("val", "validation", "valid"))
 Opened = tuple[SoundSet, SoundSet, Sequence[int] | None, Sequence[int] | None]
 
 
@@ -78,8 +77,7 @@ def _open_folders(root: Path, val_share: float) -> Opened:
     halves = [next((root / name for name in names if holds_folders(root / name)), None) for names in SPLITS]
     if halves == [None, None]:
         sounds = open_folder(root)
-        labels = [label for (label,) in sounds.labels]
-        return sounds, sounds, *stratified_split(labels, sounds.names, val_share, "sounds")
+        return sounds, sounds, *sounds.hold_out(val_share)
     if halves[0] is None or halves[1] is None:
         lacking = "train" if halves[0] is None else "val"
         raise FileNotFoundError(f"{root} has no folder {lacking} with classes: expected both train and val")
