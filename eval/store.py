@@ -92,3 +92,8 @@ def claim(folder: Path, settings: dict[str, Any]) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     write_json(file, settings)
+
+
+def parts_of(output: Path | None) -> Path | None:
+    """The folder beside a result where it is kept while it grows."""
+    return output.with_name(output.name + ".parts") if output else None

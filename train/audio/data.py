@@ -35,8 +35,8 @@ class Sounds(TaskData):
             ``model.name``.
         front_end: Settings of ``dcls_models.LogMel`` that differ from those of the model (``sample_rate``,
             ``n_fft``, ``hop``, ``mels``, ``low``, ``high``, ``mean``, ``std``).
-        seconds: Length of a clip. In training a random part of a longer sound is taken, otherwise its
-            beginning; a shorter one is padded with silence.
+        seconds: Length of a clip; the model's own by default. In training a random part of a longer sound is
+            taken, otherwise its beginning; a shorter one is padded with silence.
         val_share: Share of the sounds to validate on, where ``root`` has no ``val``; above 0, below 1.
         roll: Whether training clips are shifted circularly.
         speed_prob: Probability that a training clip's speed is changed, 0 to 1.
@@ -65,7 +65,7 @@ class Sounds(TaskData):
         label_column: str = "label",
         like: str | None = None,
         front_end: dict[str, Any] | None = None,
-        seconds: float = 10.0,
+        seconds: float | None = None,
         val_share: float = 0.2,
         roll: bool = True,
         speed_prob: float = 0.5,
@@ -77,7 +77,8 @@ class Sounds(TaskData):
         super().__init__(batch_size, num_workers)
         self.save_hyperparameters(ignore=["front_end"])  # which the model has
         self._check_ranges()
-        self.front_end = front_end_settings(like, front_end)
+        length = {} if seconds is None else {"seconds": seconds}
+        self.front_end = front_end_settings(like, {**(front_end or {}), **length})
         train_sounds, val_sounds, train_indices, val_indices = open_sounds(self.hparams)
         self.class_names, self.one_label = list(train_sounds.names), train_sounds.one_label
         if len(self.class_names) < 2:
@@ -90,8 +91,8 @@ class Sounds(TaskData):
         self.hparams["held_out"] = len(val_indices or ())
         rate = self.front_end["sample_rate"]
         perturb = Perturbation(roll, speed_prob, (speed[0], speed[1]))
-        self.train_set = Clips(train_sounds, rate, seconds, train_indices, perturb)
-        self.val_set = Clips(val_sounds, rate, seconds, val_indices)
+        self.train_set = Clips(train_sounds, rate, self.front_end["seconds"], train_indices, perturb)
+        self.val_set = Clips(val_sounds, rate, self.front_end["seconds"], val_indices)
 
     @property
     def num_classes(self) -> int:
@@ -106,7 +107,7 @@ class Sounds(TaskData):
                 "%d sounds to train on, %d to validate on, as clips of %g s at %d Hz; %d classes: %s",
                 len(self.train_set),
                 len(self.val_set),
-                self.hparams["seconds"],
+                self.front_end["seconds"],
                 self.front_end["sample_rate"],
                 self.num_classes,
                 some(self.class_names, 10),
@@ -125,8 +126,8 @@ class Sounds(TaskData):
     def _check_ranges(self) -> None:
         hp = self.hparams
         low, high = hp["speed"]
-        if not (0 < low <= high and hp["seconds"] > 0 and 0 <= hp["speed_prob"] <= 1):
+        if not (0 < low <= high and 0 <= hp["speed_prob"] <= 1):
             raise ValueError(
-                "data.seconds is above 0, data.speed_prob 0 to 1, data.speed two factors above 0, the lower "
-                f"first: got {hp['seconds']}, {hp['speed_prob']} and {hp['speed']}"
+                "data.speed_prob is 0 to 1, data.speed two factors above 0, the lower first: got "
+                f"{hp['speed_prob']} and {hp['speed']}"
             )

@@ -36,9 +36,11 @@ class Tagging(Metric):
 
     def compute(self) -> dict[str, float]:
         """The measures, over all processes; none if there was nothing to measure."""
-        if not self.logits or not (count := sum(map(len, self.logits))):
+        if not len(self.logits):
             return {}
         logits, targets = dim_zero_cat(self.logits), dim_zero_cat(self.targets)
+        if not len(logits):
+            return {}
         if not logits.isfinite().all():
             return {"loss": float("nan"), "map": 0.0}
         with warnings.catch_warnings():
@@ -49,5 +51,5 @@ class Tagging(Metric):
             "map": 100 * float(precision),
         }
         if self.one_label:
-            found["top1"] = 100 * (logits.argmax(1) == targets.argmax(1)).sum().item() / count
+            found["top1"] = 100 * (logits.argmax(1) == targets.argmax(1)).float().mean().item()
         return found

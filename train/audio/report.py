@@ -54,7 +54,7 @@ class TagReport(Report):
         for axis in axes.flat[len(spectrograms) :]:
             axis.axis("off")
         for axis, *shown in zip(axes.flat, spectrograms, targets, probabilities, strict=False):
-            draw_tags(axis, *shown, names, data.hparams["seconds"])
+            draw_tags(axis, *shown, names, data.front_end["seconds"])
         figure.savefig(picture, dpi=100)
         plt.close(figure)
 
