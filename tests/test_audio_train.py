@@ -179,10 +179,10 @@ class TestRun:
             assert torch.equal(found(found.front_end(waveforms)), expected)
 
     def test_learns(self, tmp_path: Path) -> None:
-        root = write_sounds(tmp_path / "sounds", count=16)
+        root = write_sounds(tmp_path / "sounds", count=40)
         easy = ["--model.mixup", "0", "--model.label_smoothing", "0", "--model.erase_prob", "0"]
-        easy += ["--data.speed_prob", "0", "--model.lr", "5e-3", "--trainer.max_epochs", "25"]
-        fit(root, tmp_path / "run", *easy, "--model.model_kwargs.ls_init_value", "1.0")
+        easy += ["--data.speed_prob", "0", "--model.lr", "5e-3", "--trainer.max_epochs", "6"]
+        fit(root, tmp_path / "run", *easy, "--model.model_kwargs", "{ls_init_value: 1.0}")
         assert float(rows(tmp_path / "run")[-1]["eval_top1"]) == 100.0
 
     def test_validates_a_checkpoint(
