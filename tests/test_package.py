@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "dcls_models.warm_start": {"dcls_models.layers"},
     "dcls_models.dclsify": {"dcls_models.layers", "dcls_models.warm_start"},
     "dcls_models.files": set(),
+    "dcls_models.spiking": {"dcls_models.layers", "dcls_models.files"},
     "dcls_models.provenance": set(),
     "dcls_models.images": set(),
     "dcls_models._timm": set(),
@@ -41,7 +42,7 @@ MAY_IMPORT = {
     },
 }
 
-BROUGHT = {"filelock", "PIL"}  # by torch and by timm's torchvision
+BROUGHT = {"filelock", "PIL", "safetensors"}  # by torch, and by timm and its torchvision
 OPTIONAL = {"dcls_models.layers.triton_kernels": {"triton"}}  # imported only where it is installed
 
 
