@@ -4,6 +4,7 @@ from .checkpoint import CheckpointError
 from .dclsify import dclsify
 from .layers import trim
 from .models import ConvNeXtDcls, FastVitDcls, MetaFormerDcls, ResNetDcls
+from .spectrogram import LogMel
 from .warm_start import WarmStart, warm_start
 
 __version__ = "0.1.0"
@@ -12,6 +13,7 @@ __all__ = [
     "CheckpointError",
     "ConvNeXtDcls",
     "FastVitDcls",
+    "LogMel",
     "MetaFormerDcls",
     "ResNetDcls",
     "WarmStart",

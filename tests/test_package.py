@@ -31,19 +31,25 @@ MAY_IMPORT = {
     "dcls_models.spiking": {"dcls_models.layers", "dcls_models.files"},
     "dcls_models.provenance": set(),
     "dcls_models.images": set(),
+    "dcls_models.sounds": set(),
+    "dcls_models.spectrogram": set(),
     "dcls_models._timm": set(),
     "dcls_models.checkpoint": {"dcls_models.layers", "dcls_models.files", "dcls_models._timm"},
     "dcls_models.models": {
         "dcls_models.layers",
         "dcls_models.dclsify",
         "dcls_models.checkpoint",
+        "dcls_models.spectrogram",
         "dcls_models._timm",
         "dcls_models.models",
     },
 }
 
 BROUGHT = {"filelock", "PIL", "safetensors"}  # by torch, and by timm and its torchvision
-OPTIONAL = {"dcls_models.layers.triton_kernels": {"triton"}}  # imported only where it is installed
+OPTIONAL = {  # imported only where they are installed
+    "dcls_models.layers.triton_kernels": {"triton"},
+    "dcls_models.sounds": {"soundfile", "scipy"},
+}
 
 
 def modules(folder: str) -> dict[str, Path]:
@@ -171,7 +177,7 @@ class TestDistributions:
         assert metadata["License-Expression"] == "MIT"
         needs = [n for n in metadata.get_all("Requires-Dist") if "extra ==" not in n]
         assert sorted(re.split(r"[<>=!~ ]", n)[0] for n in needs) == ["timm", "torch"]
-        extras = {"train", "eval", "robustness", "hub", "dense", "all", "dev"}
+        extras = {"train", "eval", "robustness", "hub", "dense", "audio", "all", "dev"}
         assert set(metadata.get_all("Provides-Extra")) == extras
         assert "DCLS" in metadata.get_payload()
 

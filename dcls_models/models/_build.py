@@ -10,14 +10,15 @@ from torch import nn
 from .._timm import resolve_pretrained_cfg
 from ..checkpoint import CheckpointError, Rename, allow_namespace, convert, fetch, read
 from ..layers.dcls import sizes
+from ..spectrogram import MEAN, STD
 
 AUDIO_CFG = {
     "num_classes": 527,
     "input_size": (1, 128, 1001),
     "pool_size": None,
     "crop_pct": 1.0,
-    "mean": (-18.2696,),
-    "std": (30.5735,),
+    "mean": (MEAN,),
+    "std": (STD,),
 }
 
 

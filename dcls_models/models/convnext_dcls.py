@@ -7,6 +7,7 @@ from timm.models import generate_default_cfgs, register_model
 from timm.models.convnext import ConvNeXt, checkpoint_filter_fn
 
 from ..dclsify import dclsify
+from ..spectrogram import LogMel
 from ._build import AUDIO_CFG, PositionsInTimm, authors, build, spectrogram_stem
 
 
@@ -32,6 +33,7 @@ class ConvNeXtDclsAudio(ConvNeXtDcls):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.stem[0] = spectrogram_stem(self.stem[0], bias=True)
+        self.front_end = LogMel(device=self.stem[0].weight.device)
 
 
 def _create_convnext(

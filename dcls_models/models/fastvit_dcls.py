@@ -9,6 +9,7 @@ from timm.models.fastvit import FastVit, RepConditionalPosEnc, checkpoint_filter
 from torch import nn
 
 from ..dclsify import dclsify
+from ..spectrogram import LogMel
 from ._build import AUDIO_CFG, PositionsInTimm, authors, build, spectrogram_stem
 
 ATTENTION_LAST: dict[str, Any] = {
@@ -44,6 +45,7 @@ class FastVitDclsAudio(FastVitDcls):
         super().__init__(*args, **kwargs)
         first: nn.Conv2d = self.get_submodule("stem.0.conv_kxk.0.conv")
         self.stem = spectrogram_stem(first, bias=False)
+        self.front_end = LogMel(device=self.stem.weight.device)
 
 
 def _create_fastvit(

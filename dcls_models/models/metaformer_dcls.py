@@ -14,6 +14,7 @@ from timm.models.metaformer import (
 )
 
 from ..dclsify import dclsify
+from ..spectrogram import LogMel
 from ._build import AUDIO_CFG, PositionsInTimm, authors, build, spectrogram_stem
 
 CONVFORMER: dict[str, Any] = {"token_mixers": SepConv, "norm_layers": LayerNorm2dNoBias}
@@ -58,6 +59,7 @@ class MetaFormerDclsAudio(MetaFormerDcls):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.stem.conv = spectrogram_stem(self.stem.conv, bias=False)
+        self.front_end = LogMel(device=self.stem.conv.weight.device)
 
 
 def _create_metaformer(

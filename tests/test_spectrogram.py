@@ -1,0 +1,131 @@
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from sound_files import clips
+
+import dcls_models
+from dcls_models import LogMel
+from dcls_models.models._build import AUDIO_CFG
+from dcls_models.spectrogram import MEAN, STD, mel_filters
+
+STORED = Path(__file__).parent / "reference" / "log_mel.npz"  # torchaudio 2.11's, see its README
+
+
+@pytest.fixture(scope="module")
+def waveforms() -> torch.Tensor:
+    return torch.from_numpy(clips())
+
+
+class TestNumbers:
+    def test_the_filters_are_torchaudios(self) -> None:
+        stored = torch.from_numpy(np.load(STORED)["filters"])
+        assert torch.equal(mel_filters(32000, 1024, 128, 50.0, 14000.0), stored)
+
+    def test_decibels_are_torchaudios(self, waveforms: torch.Tensor) -> None:
+        stored = torch.from_numpy(np.load(STORED)["decibels"])
+        found = LogMel()(waveforms)
+        assert found.shape == (4, 1, 128, 101)
+        assert (found[:, 0, :, ::20] * STD + MEAN - stored).abs().max() < 2e-3
+        assert stored[3].unique().tolist() == [-100.0]  # silence
+
+    def test_ten_seconds_are_what_the_models_take(self) -> None:
+        front_end = LogMel()
+        shape = AUDIO_CFG["input_size"]
+        assert front_end(torch.zeros(1, 320000)).shape[1:] == shape
+        assert front_end.samples(shape[2]) == 320000
+
+    def test_erasing_fits_between(self, waveforms: torch.Tensor) -> None:
+        front_end = LogMel()
+        power = front_end.linear(waveforms)
+        assert power.shape == (4, 513, 101)
+        assert torch.equal(front_end.from_linear(power), front_end(waveforms))
+        power[:, 100:300] = 0
+        assert not torch.equal(front_end.from_linear(power), front_end(waveforms))
+
+    def test_gradients_reach_the_waveform(self, waveforms: torch.Tensor) -> None:
+        sound = waveforms.clone().requires_grad_()
+        LogMel()(sound).sum().backward()
+        assert sound.grad is not None
+        assert sound.grad[0].isfinite().all()
+        assert sound.grad[0].abs().sum() > 0
+
+
+class TestEverywhere:
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_autocast_and_half_change_nothing(self, waveforms: torch.Tensor, dtype: torch.dtype) -> None:
+        expected = LogMel()(waveforms)
+        with torch.autocast("cpu", dtype):
+            assert torch.equal(LogMel()(waveforms), expected)
+        assert torch.equal(LogMel().to(dtype)(waveforms), expected)
+
+    def test_from_the_meta_device(self, waveforms: torch.Tensor) -> None:
+        with torch.device("meta"):
+            front_end = LogMel()
+        assert front_end.filters.is_meta
+        assert torch.equal(front_end.to_empty(device="cpu")(waveforms), LogMel()(waveforms))
+
+    def test_exports(self, waveforms: torch.Tensor) -> None:
+        exported = torch.export.export(LogMel(), (waveforms,)).module()
+        assert torch.allclose(exported(waveforms), LogMel()(waveforms), atol=1e-6)
+
+    @pytest.mark.gpu
+    def test_on_a_gpu(self, waveforms: torch.Tensor) -> None:
+        front_end = LogMel().cuda()
+        found = front_end(waveforms.cuda()).cpu()
+        assert (found - LogMel()(waveforms)).abs().max() * STD < 2e-3
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"hop": 0}, "must be positive.*hop=0"),
+        ({"std": 0.0}, "must be positive.*std=0.0"),
+        ({"sample_rate": 16000}, "half of the sample rate: got low=50.0, high=14000.0 Hz at 16000 Hz"),
+        ({"low": 15000.0}, "half of the sample rate"),
+    ],
+)
+def test_impossible_settings(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LogMel(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "waveform", [torch.zeros(32000), torch.zeros(1, 512), torch.zeros(1, 32000, dtype=torch.int16)]
+)
+def test_other_inputs_are_refused(waveform: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"expected waveforms \(N, samples\) of floating point"):
+        LogMel()(waveform)
+
+
+class TestModels:
+    """The audio models carry their front end, which is in no state dict."""
+
+    @pytest.mark.parametrize(
+        "name", ["convnext_dcls_audio_tiny", "convformer_dcls_audio_s18", "fastvit_dcls_audio_sa24"]
+    )
+    def test_carry_it(self, name: str) -> None:
+        with torch.device("meta"):
+            model = timm.create_model(name)
+        assert model.front_end.settings == LogMel().settings
+        assert not [key for key in model.state_dict() if "front_end" in key]
+        cfg = model.pretrained_cfg
+        assert (cfg["mean"], cfg["std"]) == ((MEAN,), (STD,))
+
+    def test_stays_useful_in_half_precision_and_as_a_copy(self, waveforms: torch.Tensor) -> None:
+        small = {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8), "num_classes": 3}
+        model = timm.create_model("convnext_dcls_audio_tiny", **small).eval()
+        copied = copy.deepcopy(model).bfloat16()
+        assert torch.equal(copied.front_end(waveforms), model.front_end(waveforms))
+        spectrograms = model.front_end(waveforms.repeat(1, 2))  # the shortest are 128 frames
+        assert torch.equal(torch.jit.script(model)(spectrograms), model(spectrograms))
+
+    def test_other_models_have_none(self) -> None:
+        assert not hasattr(timm.create_model("test_convnext_dcls"), "front_end")
+
+
+def test_it_is_public() -> None:
+    assert "LogMel" in dcls_models.__all__
