@@ -3,8 +3,8 @@
 The words of 2000 training utterances are spoken by 33 voices, those of 400 to validate and 1000 to test by 7
 and 13 others; speed, pitch, accent, loudness of noise and start vary. The files are the same in every run:
 espeak-ng (1.52, in the optional package espeakng-loader, GPL) keeps state between words, so the whole set is
-made in one order by a process of its own, this one; nothing else imports it. Its voices with breath (f2, caleb,
-whisper, ...) are random and not used.
+made in one order by a process of its own, this one; nothing else imports it. Its voices with breath (f2,
+caleb, ...) are random and not used.
 """
 
 import argparse
