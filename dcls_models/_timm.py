@@ -4,6 +4,7 @@ from timm.models._builder import resolve_pretrained_cfg
 from timm.models._helpers import clean_state_dict
 from timm.models._hub import (
     download_cached_file,
+    download_from_hf,
     load_model_config_from_hf,
     load_model_config_from_path,
     save_config_for_hf,
@@ -14,6 +15,7 @@ from timm.models._input import get_model_args
 __all__ = [
     "clean_state_dict",
     "download_cached_file",
+    "download_from_hf",
     "get_model_args",
     "load_model_config_from_hf",
     "load_model_config_from_path",

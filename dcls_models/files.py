@@ -3,7 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -64,3 +65,19 @@ def one_line(error: BaseException) -> str:
     """The first line of an error's message; the name of its type where it has none."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    """The first of a list of names, for a message."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def printable(text: str, encoding: str | None = None) -> str:
+    """A text that a console can show: with backslash escapes where it has no letters for it.
+
+    Args:
+        text: A name of any script, or one that is not UTF-8 (which Python keeps as surrogates).
+        encoding: Of the console; by default of ``sys.stdout``.
+    """
+    encoding = encoding or getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)

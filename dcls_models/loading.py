@@ -1,5 +1,8 @@
 """One way to a model: a timm name, a folder, a Hub id, or a checkpoint of this project's trainer."""
 
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +10,48 @@ import timm
 import torch
 from torch import nn
 
-from .checkpoint import CheckpointError
+from ._timm import download_from_hf, load_model_config_from_hf, load_model_config_from_path
+from .checkpoint import CheckpointError, StateDict, check_values, check_whole
+from .files import one_line
+from .spectrogram import LogMel
 
 WEIGHTS_FROM = ("pretrained_cfg", "pretrained_cfg_overlay")  # where a training started from
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A checkpoint of ``python -m train``, taken apart; tensors are read from the file when they are used.
+
+    Attributes:
+        path: The file.
+        model: The arguments of the LightningModule.
+        data: The arguments of the LightningDataModule; none in a checkpoint of a task without one.
+        raw: The weights of the model.
+        averaged: Their running average (EMA); none if it was not kept.
+        epoch: Epochs that were finished.
+        global_step: Updates that were made.
+    """
+
+    path: Path
+    model: dict[str, Any]
+    data: dict[str, Any]
+    raw: StateDict
+    averaged: StateDict
+    epoch: int
+    global_step: int
+
+    def weights(self, ema: bool | None = None) -> StateDict:
+        """The averaged weights, or the raw ones; by default the averaged ones where there are any.
+
+        Raises:
+            CheckpointError: If averaged weights are asked for and there are none.
+        """
+        if ema and not self.averaged:
+            raise CheckpointError(
+                f"{self.path} has no averaged weights; train with model.ema_decay, or load the raw ones"
+            )
+        return self.averaged if self.averaged and ema is not False else self.raw
 
 
 def load_model(
@@ -30,70 +72,204 @@ def load_model(
 
     Returns:
         The model. ``pretrained_cfg`` holds what its preprocessing needs, and ``label_names`` if they are
-        known.
+        known. A model of sounds has its ``front_end``, a ``LogMel``.
 
     Raises:
-        CheckpointError: If the checkpoint is not one of the trainer's, is for another model than ``name``, or
-            has no averaged weights.
+        CheckpointError: If the checkpoint is not one of the trainer's, is damaged, is for another model than
+            ``name``, or has no averaged weights; if weights are complex, NaN or infinite.
         ValueError: If neither is given, or ``name`` is not one.
     """
     if checkpoint is not None:
-        return _from_trainer(Path(checkpoint), name, ema, **kwargs).eval()
+        return _from_run(read_run(checkpoint), name, ema, **kwargs).eval()
     if name is None:
         raise ValueError("give the name of a model, or a checkpoint")
-    folder = Path(name.removeprefix("local-dir:"))
-    if folder.is_file():
-        raise ValueError(f"{name} is a file, not a name: give it as the checkpoint (eval: --checkpoint)")
-    if name.startswith("local-dir:") and not (folder / "config.json").is_file():
-        raise ValueError(
-            f"{folder} has no config.json: python -m hub export makes such a folder of a checkpoint"
-        )
-    check_known(name)
-    return timm.create_model(name, pretrained=True, **kwargs).eval()
+    config_of(name)
+    model = timm.create_model(name, pretrained=True, **kwargs).eval()
+    check_values(model.state_dict(), name)
+    if _stored_front_end(name):
+        model.front_end = LogMel(**front_end_settings(name))
+    return model
 
 
-def check_known(name: str) -> None:
-    """Makes sure that timm knows a name; what a folder or the Hub holds is seen when it is read.
+def config_of(name: str) -> dict[str, Any]:
+    """What is known about a model by its name alone: timm's ``pretrained_cfg``, with ``label_names`` if any.
+
+    Args:
+        name: What ``--model`` takes: a timm name, ``local-dir:FOLDER`` or ``hf-hub:USER/NAME``.
 
     Raises:
-        ValueError: If it does not.
+        ValueError: If timm knows no such name or tag, or the folder or repository has no config or one that
+            timm cannot read; in one line.
     """
-    if ":" not in name and not timm.is_model(name.split(".")[0]):
-        raise ValueError(f"timm knows no model {name!r}; timm.list_models('*dcls*') lists those of the zoo")
-
-
-def _from_trainer(path: Path, name: str | None, ema: bool | None, **kwargs: Any) -> nn.Module:
+    source, colon, place = name.partition(":")
+    if not colon:
+        return _registered(name)
+    if source == "local-dir":
+        read_config(Path(place) / CONFIG)
+        return dict(load_model_config_from_path(place)[0])
+    if source != "hf-hub":
+        raise ValueError(f"{name!r} is no model: expected a timm name, local-dir:FOLDER or hf-hub:USER/NAME")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        run, data = checkpoint["hyper_parameters"], checkpoint["datamodule_hyper_parameters"]
-        raw, averaged = (_below(prefix, checkpoint["state_dict"]) for prefix in ("model.", "ema.module."))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"there is no checkpoint {path}") from error
-    except Exception as error:
+        file = download_from_hf(place, CONFIG)
+    except (OSError, ValueError) as error:  # huggingface_hub's errors are of both kinds
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise ValueError(f"cannot get the config of {name} ({reason})") from error
+    read_config(Path(file))
+    return dict(load_model_config_from_hf(place)[0])
+
+
+def front_end_settings(name: str | None, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The settings of ``LogMel`` that a model expects, with changes; the authors' where it does not say.
+
+    Args:
+        name: What ``--model`` takes; None for no model.
+        changes: Some of the settings.
+
+    Raises:
+        ValueError: If there are no such settings, or they are impossible.
+    """
+    settings = {**(_stored_front_end(name) if name else {}), **(changes or {})}
+    try:
+        return LogMel(**settings).settings
+    except TypeError as error:
+        raise ValueError(
+            f"no settings of LogMel: {settings}; they are {', '.join(LogMel().settings)} ({one_line(error)})"
+        ) from error
+
+
+def _stored_front_end(name: str) -> dict[str, Any]:
+    """What the ``config.json`` of a folder or repository says of the front end; nothing of other models."""
+    source, _, place = name.partition(":")
+    files = {
+        "local-dir": lambda: Path(place) / CONFIG,
+        "hf-hub": lambda: Path(download_from_hf(place, CONFIG)),
+    }
+    settings = read_config(files[source]()).get("front_end", {}) if source in files else {}
+    if not isinstance(settings, dict):
+        raise ValueError(f"front_end in the {CONFIG} of {name} is no dictionary: export the model again")
+    return settings
+
+
+def _registered(name: str) -> dict[str, Any]:
+    if Path(name).is_file():
+        raise ValueError(f"{name} is a file, not a name: give it as the checkpoint (eval: --checkpoint)")
+    base, _, tag = name.partition(".")
+    if not timm.is_model(base):
+        raise ValueError(f"timm knows no model {name!r}; timm.list_models('*dcls*') lists those of the zoo")
+    try:
+        cfg = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        tags = ", ".join(timm.list_pretrained(f"{base}.*")) or "none"
+        raise ValueError(f"{base} has no weights {tag!r}; published are: {tags}") from error
+    return dict(cfg.to_dict()) if cfg else {}
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A ``config.json`` as timm and ``python -m hub export`` write it.
+
+    Raises:
+        ValueError: If there is none, or it lacks what every reader needs.
+    """
+    if not path.is_file():
+        raise ValueError(
+            f"{path.parent} has no {path.name}: python -m hub export makes such a folder of a checkpoint"
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON ({one_line(error)}): export or download it again") from error
+    wanted = {"architecture": str, "pretrained_cfg": dict}
+    whole = isinstance(config, dict) and all(isinstance(config.get(k), t) for k, t in wanted.items())
+    if not whole or not isinstance(config.get("model_args", {}), dict):
+        raise ValueError(
+            f"{path} is not the config of a model: expected a dictionary with architecture (a name), "
+            "pretrained_cfg and model_args (dictionaries), as python -m hub export writes it"
+        )
+    if not timm.is_model(config["architecture"]):
+        raise ValueError(
+            f"{path} names the architecture {config['architecture']!r}, which timm and dcls_models lack"
+        )
+    return config
+
+
+def read_run(path: str | Path) -> Run:
+    """Reads a checkpoint of ``python -m train``, once every checksum in it was found right.
+
+    Raises:
+        CheckpointError: If there is none, it is damaged, or it is another kind of file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint {path}")
+    try:
+        check_whole(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}. {_checkpoint_before(path)}") from error
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        raw, averaged = (_below(prefix, stored["state_dict"]) for prefix in ("model.", "ema.module."))
+        data = stored.get("datamodule_hyper_parameters", {})
+        epoch, updates = stored["epoch"], stored["global_step"]
+        return Run(path, dict(stored["hyper_parameters"]), dict(data), raw, averaged, epoch, updates)
+    except Exception as error:  # unpicklers raise anything
         raise CheckpointError(
             f"{path} is not a checkpoint of python -m train ({type(error).__name__}). A file of the "
             "authors or of timm's train.py loads with timm.create_model(NAME, pretrained=True, "
             'pretrained_cfg_overlay={"file": PATH}), an exported folder as local-dir:FOLDER'
         ) from error
-    if name is not None and name != run["name"]:
-        raise CheckpointError(f"{path} holds a {run['name']}, not a {name}")
-    if ema and not averaged:
-        raise CheckpointError(
-            f"{path} has no averaged weights; train with model.ema_decay, or load the raw ones"
-        )
-    preprocessing = {k: data[k] for k in ("mean", "std", "interpolation", "crop_pct")}
-    side = data["img_size"]
-    cfg = {**preprocessing, "input_size": (3, side, side), "num_classes": run["num_classes"]}
-    cfg |= {"label_names": run["class_names"], "pool_size": None}
+
+
+def _checkpoint_before(path: Path) -> str:
+    """Which checkpoint to go on from when ``path`` is damaged."""
+    beside = (other for other in path.parent.glob("*.ckpt") if other != path)
+    for other in sorted(beside, key=lambda file: file.stat().st_mtime, reverse=True):
+        try:
+            check_whole(other)
+        except CheckpointError:
+            continue
+        return f"The one before it that is whole is {other}"
+    return f"There is no other checkpoint in {path.parent}: start again, or from a copy"
+
+
+def _from_run(run: Run, name: str | None, ema: bool | None, **kwargs: Any) -> nn.Module:
+    if name is not None and name != run.model.get("name"):
+        raise CheckpointError(f"{run.path} holds a {run.model.get('name')}, not a {name}")
+    front_end = LogMel(**run.model["front_end"]) if "front_end" in run.model else None
+    try:
+        cfg = _cfg_of_images(run) if front_end is None else _cfg_of_sounds(run, front_end)
+        classes, labels = run.model["num_classes"], run.model["class_names"]
+    except KeyError as error:
+        raise CheckpointError(f"{run.path} is not of a classifier (it does not say {error})") from error
+    cfg |= {"num_classes": classes, "label_names": labels, "pool_size": None}
+    weights = run.weights(ema)
+    check_values(weights, str(run.path))
+    arguments = {**(run.model["model_kwargs"] or {}), **kwargs}
     model = timm.create_model(
-        run["name"],
+        run.model["name"],
         pretrained_cfg_overlay=cfg,
-        num_classes=run["num_classes"],
-        **{k: v for k, v in {**(run["model_kwargs"] or {}), **kwargs}.items() if k not in WEIGHTS_FROM},
+        num_classes=classes,
+        **{k: v for k, v in arguments.items() if k not in WEIGHTS_FROM},
     )
-    model.load_state_dict(averaged if averaged and ema is not False else raw)
+    model.load_state_dict(weights)
+    if front_end is not None:
+        model.front_end = front_end
     return model
 
 
-def _below(prefix: str, stored: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _cfg_of_images(run: Run) -> dict[str, Any]:
+    side = run.data["img_size"]
+    return {
+        "input_size": (3, side, side),
+        **{k: run.data[k] for k in ("mean", "std", "interpolation", "crop_pct")},
+    }
+
+
+def _cfg_of_sounds(run: Run, front_end: LogMel) -> dict[str, Any]:
+    settings = front_end.settings
+    frames = front_end.frames(round(run.data["seconds"] * settings["sample_rate"]))
+    level = {k: (settings[k],) for k in ("mean", "std")}
+    return {"input_size": (1, settings["mels"], frames), "crop_pct": 1.0, **level}
+
+
+def _below(prefix: str, stored: StateDict) -> StateDict:
     return {k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)}

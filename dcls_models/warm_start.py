@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from .layers import Dcls2dSame, DclsNd, dense_kernel
-from .layers.positions import Holder, inside
+from .layers.in_range import Holder, inside
 
 _logger = logging.getLogger(__name__)
 

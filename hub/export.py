@@ -2,7 +2,6 @@
 
 import copy
 import json
-import platform
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,17 +13,19 @@ import torch
 from timm.utils.model import reparameterize_model
 from torch import nn
 
-import dcls_models
 from dcls_models._timm import get_model_args, save_config_for_hf
-from dcls_models.files import sha256_of
+from dcls_models.checkpoint import check_values
+from dcls_models.files import one_line, sha256_of, write_json
 from dcls_models.layers import DclsNd
-from dcls_models.loading import load_model
+from dcls_models.loading import load_model, read_run
+from dcls_models.provenance import versions
 from hub import HubError
-from hub.card import plain_card
+from hub.card import plain_card, result_of
 from hub.folder import CARD, CONFIG, WEIGHTS, check_folder, config_sha256, written_at_once
 
 ORIGIN = ("origin_url", "paper_ids", "notes", "license", "tag", "url")  # of published weights
 KEPT_PRECISE = ("positions", "sigma", "running_mean", "running_var")
+WHERE = ("root", "predict_root", "classes")  # paths on a machine are nobody's business
 SOURCE_CFG = (
     "mean",
     "std",
@@ -70,7 +71,9 @@ def export(
     Raises:
         HubError: If what was written does not give the model back, or an option is not possible. Nothing
             is written then.
+        CheckpointError: If a weight is NaN or infinite.
     """
+    check_values(model.state_dict(), source)
     if (out / CARD).exists() and not (out / CONFIG).exists():
         raise HubError(f"{out} has a {CARD} that is not of an exported model: choose another folder")
     model = copy.deepcopy(model).eval().cpu().float()
@@ -123,27 +126,23 @@ def export_checkpoint(
 
     Raises:
         CheckpointError: If the checkpoint cannot be read, or has no averaged weights.
-        HubError: As :func:`export`.
+        HubError: As :func:`export`, or if ``results`` is not a results file.
     """
     model = load_model(checkpoint=checkpoint, ema=ema)
-    stored = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    averaged = ema is not False and any(key.startswith("ema.") for key in stored["state_dict"])
-    run, data = stored["hyper_parameters"], stored["datamodule_hyper_parameters"]
+    run = read_run(checkpoint)
+    averaged = bool(run.averaged) and ema is not False
     training = {
-        "model": dict(run),
-        "data": {k: v for k, v in data.items() if k != "root"},  # where it was is nobody's business
-        "epoch": stored["epoch"],
-        "global_step": stored["global_step"],
+        "model": run.model,
+        "data": {k: v for k, v in run.data.items() if k not in WHERE},
+        "epoch": run.epoch,
+        "global_step": run.global_step,
         "weights": "averaged (EMA)" if averaged else "raw",
     }
     files = {"training.json": json.dumps(training, indent=2, default=str) + "\n"}
     if results:
-        try:
-            files["results.json"] = json.dumps(json.loads(results.read_text("utf-8")), indent=2) + "\n"
-        except (OSError, ValueError) as error:
-            raise HubError(f"{results} is not a results file of python -m eval: {error}") from error
+        files["results.json"] = json.dumps(result_of(results), indent=2) + "\n"
     source = {"source": f"{checkpoint.name}, {training['weights']}", "source_sha256": sha256_of(checkpoint)}
-    return export(model, out, published=run.get("pretrained", True), files=files, **source, **options)
+    return export(model, out, published=run.model.get("pretrained", True), files=files, **source, **options)
 
 
 def plain_model(model: nn.Module) -> nn.Module:
@@ -172,6 +171,8 @@ def plain_model(model: nn.Module) -> nn.Module:
     try:
         plain = timm.create_model(base, pretrained_cfg_overlay=cfg, **arguments).eval()
         plain.load_state_dict(weights)
+        if hasattr(model, "front_end"):
+            plain.front_end = model.front_end
     except Exception as error:  # no such name, unknown arguments, other shapes
         raise HubError(
             f"{name} cannot be exported fused: timm's {base} has no place for its kernels of "
@@ -201,17 +202,16 @@ def _halve_(model: nn.Module) -> None:
 
 def _write(model: nn.Module, part: Path, half: bool, source: dict[str, str]) -> dict[str, str]:
     cfg, choices = model.pretrained_cfg, _dcls_choices(model)
-    extra = {k: cfg[k] for k in ("label_names", "label_descriptions") if cfg.get(k)}
+    extra: dict[str, Any] = {k: cfg[k] for k in ("label_names", "label_descriptions") if cfg.get(k)}
+    if front_end := getattr(model, "front_end", None):  # what makes its spectrograms
+        extra["front_end"] = front_end.settings
     save_config_for_hf(model, part / CONFIG, model_config=extra, model_args=choices)
-    config = json.loads((part / CONFIG).read_text())
+    config = json.loads((part / CONFIG).read_text(encoding="utf-8"))
     metadata = {
         "format": "pt",
         "architecture": config["architecture"],
         "precision": "float16" if half else "float32",
-        "dcls_models": dcls_models.__version__,
-        "timm": timm.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
+        **versions(),
         "git_commit": _git_commit(),
         "config_sha256": config_sha256(config),
         **source,
@@ -226,7 +226,7 @@ def _write(model: nn.Module, part: Path, half: bool, source: dict[str, str]) -> 
     except safetensors.SafetensorError as error:  # which is no OSError
         raise HubError(f"the weights cannot be written: {error}") from error
     config["weights_sha256"] = sha256_of(part / WEIGHTS)
-    (part / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_json(part / CONFIG, config)
     (part / CARD).write_text(plain_card(config), encoding="utf-8")
     return metadata
 
@@ -250,7 +250,7 @@ def _load(folder: Path) -> nn.Module:
     except Exception as error:
         raise HubError(
             "timm cannot build this model from its name alone, so its weights cannot be shared as a folder: "
-            f"register a model of your own first ({str(error).splitlines()[0]})"
+            f"register a model of your own first ({one_line(error)})"
         ) from error
 
 

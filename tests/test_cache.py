@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from dcls_models.layers import Dcls2d, DclsNd
-from dcls_models.layers import dcls as module
+from dcls_models.layers import kernel_cache as module
 
 
 def layer_of(version="gauss", **words) -> Dcls2d:
@@ -53,7 +53,7 @@ def test_not_kept_with_gradients_or_in_training(builds):
     layer.train()
     for _ in range(2):
         output(layer)
-    assert len(builds) == 4 and layer._cache is None
+    assert len(builds) == 4 and layer._kept is None
 
 
 def write_weight(layer):
@@ -115,7 +115,23 @@ def write_numpy(layer):
     layer.weight.detach().numpy()[:] *= 2
 
 
+def change_version(layer):
+    layer.version = "max"
+
+
+def change_size(layer):
+    layer.dilated_kernel_size = (7, 9)
+    layer.kernel_size, layer.padding = (7, 9), (3, 4)
+
+
+def change_sigma_offset(layer):
+    layer.sigma_offset = 1.0
+
+
 CHANGES = [
+    change_version,
+    change_size,
+    change_sigma_offset,
     write_weight,
     write_positions,
     write_sigma,
@@ -142,26 +158,29 @@ def test_every_change_is_seen(change):
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_a_write_through_data_alone_is_not_seen_before_eval():
+def test_nothing_is_kept_on_a_gpu(builds):
     layer, x = layer_of().cuda(), torch.ones(1, 4, 12, 12).cuda()
     before = output(layer, x)
     layer.weight.data.mul_(2)
-    assert torch.equal(output(layer, x), before)
-    assert not torch.equal(output(layer.eval(), x), before)
+    assert not torch.equal(output(layer, x), before)
+    assert len(builds) == 2
 
 
-def test_a_load_drops_it_even_if_nothing_shows():
-    layer = layer_of()
-    output(layer)
-    layer.load_state_dict(layer.state_dict())
-    assert layer._cache is None
+def test_loaded_positions_outside_count_as_on_the_limit_once_they_change():
+    layer = layer_of("v0")
+    layer.load_state_dict(layer.state_dict() | {"positions": layer.positions.sign() * 4.5})
+    before = output(layer)
+    layer.positions_kept_at = None
+    after = output(layer)
+    assert not torch.equal(after, before)
+    torch.testing.assert_close(after, layer(torch.ones(1, 4, 12, 12)).detach())
 
 
-def test_dropped_by_another_thread_in_the_middle_of_a_call(monkeypatch):
+def test_replaced_by_another_thread_in_the_middle_of_a_call(monkeypatch):
     layer = layer_of()
     before = output(layer)
-    same = module._same_values
-    monkeypatch.setattr(module, "_same_values", lambda *a: layer.eval() is layer and same(*a))
+    compare = module._are_equal
+    monkeypatch.setattr(module, "_are_equal", lambda *a: setattr(layer, "_kept", None) or compare(*a))
     assert torch.equal(output(layer), before)
 
 
@@ -175,13 +194,13 @@ def test_casts_and_moves():
     assert output(layer, x).device.type == "meta"
 
 
-def test_parameters_of_inference_mode_are_not_kept(builds):
+def test_writes_to_parameters_of_inference_mode_are_seen(builds):
     with torch.inference_mode():
         layer = layer_of()
         first = layer(torch.ones(1, 4, 12, 12))
-        layer.weight.mul_(2)
+        layer.weight.mul_(2)  # torch does not count it
         assert not torch.equal(layer(torch.ones(1, 4, 12, 12)), first)
-    assert len(builds) == 2 and layer._cache is None
+    assert len(builds) == 2
 
 
 def test_a_kernel_from_inference_mode_serves_no_grad_and_spoils_no_gradient():
@@ -208,10 +227,10 @@ def test_shared_positions_are_seen_by_every_layer():
 def test_in_no_state_dict_copy_or_pickle():
     layer = layer_of()
     output(layer)
-    assert layer._cache is not None
+    assert layer._kept is not None
     assert set(layer.state_dict()) == {"weight", "positions", "sigma", "bias"}
-    assert copy.deepcopy(layer)._cache is None
-    assert pickle.loads(pickle.dumps(layer))._cache is None
+    assert copy.deepcopy(layer)._kept is None
+    assert pickle.loads(pickle.dumps(layer))._kept is None
 
 
 @pytest.mark.parametrize("how", ["compile", "export", "trace"])

@@ -6,8 +6,8 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 from dcls_models.layers import Dcls2d, Dcls2dSame, dcls
-from dcls_models.layers import depthwise as module
-from dcls_models.layers.depthwise import depthwise_conv2d
+from dcls_models.layers.depthwise import cpu, depthwise_conv2d
+from dcls_models.layers.depthwise import operators as module
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 SHAPES = {  # C, H, W, kernel, padding
@@ -44,7 +44,7 @@ def convolve(x, w, b, padding):
 
 
 def is_ours(x, w, padding=(0, 0)):
-    return module._is_ours(x, w, None, padding)
+    return module._admitted(x, w, None, padding) is not None
 
 
 @pytest.fixture(params=["AVX-512", "AVX2"], autouse=True)
@@ -57,7 +57,7 @@ def processor(request, monkeypatch):
         "NHWC_SLOW": (12, 13) if first else (),
         "_CAPABILITY": request.param,
     }.items():
-        monkeypatch.setattr(module, name, value)
+        monkeypatch.setattr(cpu, name, value)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -65,7 +65,7 @@ def processor(request, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_output_and_gradients_equal_the_plain_convolution(shape, layout, dtype, monkeypatch):
     if shape.startswith("one image"):
-        monkeypatch.setattr(module, "CHUNK", 1)
+        monkeypatch.setattr(cpu, "CHUNK", 1)
     x, w, b, padding = tensors(shape, dtype, layout)
     ours, expected = convolve(x, w, b, padding), reference(*(t.double() for t in (x, w, b)), padding)
     assert ours.dtype == dtype and ours.is_contiguous(memory_format=layout)
@@ -170,7 +170,7 @@ def test_a_layer_trains_as_with_the_plain_convolution(layout, monkeypatch):
     monkeypatch.setattr(module._Convolution, "apply", lambda *a: calls.append(1) or convolve(*a))
     ours = gradients()
     assert calls
-    monkeypatch.setattr(module, "_is_ours", lambda *_: False)
+    monkeypatch.setattr(module, "_admitted", lambda *_: None)
     torch.testing.assert_close(ours, gradients(), rtol=1e-4, atol=1e-4)
 
 
@@ -241,6 +241,21 @@ def test_models_side_by_side_in_one_vmap(version):
     x = torch.randn(1, 3, 20, 20)
     together = torch.func.vmap(lambda p: torch.func.functional_call(layers[0], p, (x,)))(parameters)
     torch.testing.assert_close(together, torch.stack([layer(x) for layer in layers]), rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_per_sample_of_a_model_in_training_mode():
+    model = timm.create_model("test_convnext_dcls").train()
+    x = torch.randn(2, 3, 64, 64)
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+
+    def loss(values, image):
+        return torch.func.functional_call(model, values, (image[None],)).square().sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
+    sum(loss(dict(model.named_parameters()), image) for image in x).backward()
+    for name, p in model.named_parameters():
+        if p.grad is not None:
+            assert (each[name].sum(0) - p.grad).norm() <= 1e-4 * p.grad.norm() + 1e-5
 
 
 def test_gradients_in_batches():

@@ -264,3 +264,28 @@ def test_positions_that_are_not_finite_show_in_the_kernel(version, value):
         assert kernel.isnan().any()
     else:
         assert not kernel.any()
+
+
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [
+        ("foo", "version must be one of v0, v1, max, gauss, got version='foo'"),
+        ("gauss", "version 'gauss' needs sigma, the learned widths, got None"),
+        ("max", "version 'max' needs sigma, the learned widths, got None"),
+    ],
+)
+def test_bad_arguments_are_named(version, message):
+    with pytest.raises(ValueError, match=message):
+        dense_kernel(torch.ones(3), torch.zeros(1, 3), None, (5,), version)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_no_product_has_a_bool_factor(version):
+    """torch's quantization (pt2e) observes the factors of every product, and takes no bool there."""
+    layer = layer_of((5, 7), version, dtype=torch.float32).eval()
+    graph = torch.export.export(layer, (torch.randn(1, 4, 9, 9),)).graph
+    products = [n for n in graph.nodes if n.op == "call_function" and "mul" in str(n.target)]
+    assert products
+    for node in products:
+        factors = [a.meta["val"] for a in node.args if isinstance(a, torch.fx.Node)]
+        assert all(f.dtype != torch.bool for f in factors), node.format_node()

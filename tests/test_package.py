@@ -20,6 +20,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("train", "eval", "hub")
+WINGS = {"eval.classification", "eval.interpretability", "eval.speed"}
 HEAVY = {"pytorch_lightning", "lightning", "jsonargparse", "matplotlib", "sklearn", "torchmetrics"}
 
 # What each part of the library may import of the library. Files that are not named may import all of it.
@@ -29,9 +30,17 @@ MAY_IMPORT = {
     "dcls_models.dclsify": {"dcls_models.layers", "dcls_models.warm_start"},
     "dcls_models.files": set(),
     "dcls_models.spiking": {"dcls_models.layers", "dcls_models.files"},
+    "dcls_models.folders": {"dcls_models.files"},
+    "dcls_models.loading": {
+        "dcls_models.checkpoint",
+        "dcls_models.files",
+        "dcls_models.spectrogram",
+        "dcls_models._timm",
+    },
     "dcls_models.provenance": set(),
     "dcls_models.images": set(),
-    "dcls_models.sounds": set(),
+    "dcls_models.sounds": {"dcls_models.sounds", "dcls_models.files", "dcls_models.folders"},
+    "dcls_models.markdown": set(),
     "dcls_models.spectrogram": set(),
     "dcls_models._timm": set(),
     "dcls_models.checkpoint": {"dcls_models.layers", "dcls_models.files", "dcls_models._timm"},
@@ -46,9 +55,11 @@ MAY_IMPORT = {
 }
 
 BROUGHT = {"filelock", "PIL", "safetensors"}  # by torch, and by timm and its torchvision
-OPTIONAL = {  # imported only where they are installed
-    "dcls_models.layers.triton_kernels": {"triton"},
-    "dcls_models.sounds": {"soundfile", "scipy"},
+OPTIONAL = {"dcls_models.layers.depthwise.triton_kernels": {"triton"}}  # imported only where it is installed
+WHEN_CALLED = {  # imported in functions only, with an error that says what to install
+    "dcls_models.sounds.reading": {"soundfile", "scipy"},
+    "dcls_models.sounds.audioset": {"h5py"},
+    "dcls_models.sounds.hub": {"datasets"},
 }
 
 
@@ -62,10 +73,8 @@ def modules(folder: str) -> dict[str, Path]:
 
 
 def statements(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
-    """All imports, also inside functions, but not those for type checkers only."""
+    """All imports, also inside functions and for type checkers only."""
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
-            continue
         if isinstance(child, ast.Import | ast.ImportFrom):
             yield child
         yield from statements(child)
@@ -125,10 +134,20 @@ class TestImports:
             "dcls_models",
             *BROUGHT,
             *OPTIONAL.get(name, ()),
+            *WHEN_CALLED.get(name, ()),
         }
         assert not OPTIONAL.keys() & imports(name, LIBRARY[name], LIBRARY), (
             "they are imported by name, when needed"
         )
+
+    @pytest.mark.parametrize("name", WHEN_CALLED)
+    def test_what_is_needed_when_called_is_imported_then(self, name: str) -> None:
+        tree = ast.parse(LIBRARY[name].read_text("utf-8"))
+        at_once = "\n".join(
+            ast.unparse(node) for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)
+        )
+        assert not [package for package in WHEN_CALLED[name] if package in at_once.split()]
+        assert imports(name, LIBRARY[name], LIBRARY) & {*WHEN_CALLED[name], "scipy.signal"}
 
     @pytest.mark.parametrize("folder", FOLDERS)
     def test_the_folders_of_a_checkout_never_import_each_other(self, folder: str) -> None:
@@ -138,6 +157,15 @@ class TestImports:
         assert not roots & (set(FOLDERS) - {folder})
         assert not roots & {"tests", "lightning"}
         assert "dcls_models" in roots
+
+    @pytest.mark.parametrize("wing", WINGS)
+    def test_the_wings_of_eval_do_not_know_each_other(self, wing: str) -> None:
+        hall = modules("eval")
+        files = {name: path for name, path in hall.items() if within(name, {wing})}
+        assert len(files) > 3
+        found = {i for name, path in files.items() for i in imports(name, path, hall)}
+        assert not {i for i in found if within(i, WINGS - {wing})}
+        assert not found & {"eval.cli", "eval.report"}
 
 
 @pytest.fixture(scope="module")

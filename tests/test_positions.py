@@ -146,22 +146,24 @@ def subtract_in_place_from_data(parameter: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("update", [subtract_without_grad, subtract_from_data, subtract_in_place_from_data])
 @pytest.mark.parametrize("make", [new_layer, Stage])
-def test_a_loop_written_by_hand_is_projected_at_the_next_training_forward(make, update):
+def test_a_loop_written_by_hand_computes_with_positions_on_the_limit(make, update):
     model, x = make(), image()
     for _ in range(3):
         model(x).square().sum().backward()
-        assert all_inside(model.positions)
         update(model.positions)
         assert not all_inside(model.positions)
         expected = model.positions.detach().clamp(-LIMITS, LIMITS)
         model.zero_grad()
-        model(x)
+        outside = model(x)
+        (model if make is new_layer else model[0]).clamp_parameters()
         assert torch.equal(model.positions, expected)
+        assert torch.equal(model(x), outside)
 
 
+@pytest.mark.parametrize("training", [True, False])
 @all_versions
-def test_in_eval_mode_a_position_outside_counts_as_on_the_limit(version):
-    layer, x = new_layer(version).eval(), image()
+def test_a_position_outside_counts_as_on_the_limit(version, training):
+    layer, x = new_layer(version).train(training), image()
     clamped = copy.deepcopy(layer)
     put_outside(layer)
     with torch.no_grad():
@@ -299,14 +301,22 @@ def test_the_first_step_clamps_loaded_positions(make, optimizer):
     assert all_inside(model.state_dict()["positions"])
 
 
-def test_a_step_by_hand_clamps_loaded_positions_at_the_next_training_forward():
+@pytest.mark.parametrize("duplicate", [False, True])
+def test_after_a_step_by_hand_loaded_positions_count_as_on_the_limit(duplicate):
     layer = new_layer()
     loaded_from_outside(layer)
+    if duplicate:
+        layer = copied(layer)
     layer(image()).sum().backward()
+    layer.clamp_parameters()
+    assert not all_inside(layer.positions)  # as they were loaded
     with torch.no_grad():
         layer.positions -= 1e-6 * layer.positions.grad
-    layer(image())
+    x = image()
+    output = layer(x)
+    layer.clamp_parameters()
     assert all_inside(layer.positions)
+    assert torch.equal(layer(x), output)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -358,7 +368,7 @@ def test_a_load_of_positions_inside_ends_the_exception():
     loaded_from_outside(layer)
     layer.load_state_dict(layer.state_dict() | {"positions": inside})
     put_outside(layer)
-    layer(image())
+    layer.clamp_parameters()
     assert all_inside(layer.positions)
 
 
@@ -458,6 +468,52 @@ def test_functional_call_and_functional_gradients(version):
     other(x).square().sum().backward()
     for name, parameter in other.named_parameters():
         torch.testing.assert_close(grads[name], parameter.grad)
+
+
+@pytest.mark.parametrize("loaded_outside", [False, True])
+@pytest.mark.parametrize("make", [new_layer, Stage])
+@all_versions
+def test_functional_transforms_in_training_mode(version, make, loaded_outside):
+    """As with nn.Conv2d; the clamp is straight-through, for forward derivatives too."""
+    model, x = make(version).double().train(), image(dtype=torch.float64)
+    if loaded_outside:
+        loaded_from_outside(model)
+    else:
+        with_positions_on_the_limits(model)
+    values = {name: p.detach() for name, p in model.named_parameters()}
+    before = {name: p.clone() for name, p in values.items()}
+
+    def loss(parameters, images=x):
+        return torch.func.functional_call(model, parameters, images).square().sum()
+
+    grads = torch.func.grad(loss)(values)
+    model(x).square().sum().backward()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(grads[name], p.grad)
+    tangents = {name: torch.randn_like(p) for name, p in values.items()}
+    _, slope = torch.func.jvp(loss, (values,), (tangents,))
+    torch.testing.assert_close(slope, sum((grads[n] * t).sum() for n, t in tangents.items()))
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(values, x)
+    for name, grad in each.items():
+        torch.testing.assert_close(grad.sum(0), grads[name])
+    jacobian = torch.func.jacrev(lambda p: torch.func.functional_call(model, p, x).sum((1, 2, 3)))(values)
+    assert jacobian["positions"].shape == (2, *model.positions.shape)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+@all_versions
+def test_second_derivatives_in_training_mode(version):
+    model, x = new_layer(version).double(), image(dtype=torch.float64)
+    values = {name: p.detach() for name, p in model.named_parameters()}
+
+    def loss(positions):
+        return torch.func.functional_call(model, values | {"positions": positions}, x).square().sum()
+
+    positions = values["positions"].requires_grad_()
+    hessian = torch.func.hessian(loss)(positions).reshape(positions.numel(), -1)
+    (grad,) = torch.autograd.grad(loss(positions), positions, create_graph=True)
+    rows = [torch.autograd.grad(g, positions, retain_graph=True)[0].flatten() for g in grad.flatten()[::5]]
+    torch.testing.assert_close(hessian[::5], torch.stack(rows))
 
 
 def test_graph_tools_see_the_shared_positions():

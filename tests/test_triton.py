@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dcls_models.layers import triton_depthwise as module
-from eval import roofline as gpu_roofline
+from dcls_models.layers.depthwise import gpu as module
+from eval.speed import roofline as gpu_roofline
 
 HERE = Path(__file__).parent
 
@@ -125,11 +125,11 @@ class TestDispatch:
         module._runs_on.cache_clear()
 
     def test_the_kernels_are_not_imported_before_they_are_needed(self):
-        code = "import sys; from dcls_models.layers import triton_depthwise; print(*sys.modules, sep='\\n')"
+        code = "import sys; from dcls_models.layers.depthwise import gpu; print(*sys.modules, sep='\\n')"
         command = [sys.executable, "-c", code]
         done = subprocess.run(command, capture_output=True, text=True, cwd=HERE.parent, timeout=120)
-        assert "dcls_models.layers.triton_depthwise" in done.stdout.split(), done.stderr
-        assert "dcls_models.layers.triton_kernels" not in done.stdout.split()
+        assert "dcls_models.layers.depthwise.gpu" in done.stdout.split(), done.stderr
+        assert "dcls_models.layers.depthwise.triton_kernels" not in done.stdout.split()
 
 
 def test_the_roofline_that_is_documented():

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-from dcls_models.layers import triton_depthwise as module
+from dcls_models.layers.depthwise import gpu as module
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"

@@ -11,8 +11,8 @@ from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 import dcls_models
-from dcls_models.loading import check_known, load_model
-from dcls_models.onednn import overruns
+from dcls_models.loading import config_of, load_model
+from dcls_models.onednn import overruns as channels_last_overruns
 
 _logger = logging.getLogger(__name__)
 
@@ -63,8 +63,8 @@ class SyncBatchNorm(TorchSyncBatchNorm):
         return model
 
 
-def made(make: Callable[..., Any], option: str, **kwargs: Any) -> Any:
-    """What somebody has made with an option's arguments.
+def build_checked(make: Callable[..., Any], option: str, **kwargs: Any) -> Any:
+    """Calls ``make`` and names the option if its arguments do not fit.
 
     Raises:
         ValueError: If they do not fit.
@@ -81,7 +81,7 @@ def starts_pretrained(name: str, pretrained: bool, model_kwargs: dict[str, Any])
     Raises:
         ValueError: If timm knows no such model.
     """
-    check_known(name)
+    config_of(name)
     if pretrained and not has_weights(name, model_kwargs):
         _logger.warning("WARNING: %s has no published weights: it starts from RANDOM ones", name)
         return False
@@ -96,8 +96,8 @@ def has_weights(name: str, model_kwargs: dict[str, Any]) -> bool:
     return bool(cfg and cfg.has_weights)
 
 
-def laid_out(images: torch.Tensor, model: nn.Module, channels_last: bool) -> torch.Tensor:
+def to_memory_layout(images: torch.Tensor, model: nn.Module, channels_last: bool) -> torch.Tensor:
     """The images ``(N, C, H, W)`` in the memory layout that was asked for, unless that is not safe here."""
-    if not channels_last or (images.device.type == "cpu" and overruns(model)):
+    if not channels_last or (images.device.type == "cpu" and channels_last_overruns(model)):
         return images.contiguous()
     return images.contiguous(memory_format=torch.channels_last)

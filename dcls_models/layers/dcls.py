@@ -4,7 +4,6 @@ Source: Khalfaoui-Hassani et al., "Dilated Convolution with Learnable Spacings",
 "... beyond bilinear interpolation", arXiv:2306.00817.
 """
 
-import copy
 import math
 from typing import Any
 
@@ -15,8 +14,10 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from .depthwise import depthwise_conv2d
+from .in_range import as_loaded, clamp_positions, inside
 from .interpolation import SCHEMES, dense_kernel
-from .positions import Holder, hold, inside, project_, track
+from .kernel_cache import KeptKernel, kept_kernel
+from .positions import ReadsPositions, hold
 from .trimming import trim as trim_convolutions
 
 torch.fx.wrap("dense_kernel")
@@ -26,28 +27,15 @@ torch.fx.wrap("depthwise_conv2d")
 
 def sizes(size: int | tuple[int, ...], axes: int, name: str) -> tuple[int, ...]:
     """One size per axis, or an error that names the argument."""
-    found: tuple[int, ...] = to_ntuple(axes)(size)
-    if len(found) != axes or not all(isinstance(k, int) and k >= 1 for k in found):
+    by_axis: tuple[int, ...] = to_ntuple(axes)(size)
+    if len(by_axis) != axes or not all(isinstance(k, int) and k >= 1 for k in by_axis):
         raise ValueError(
             f"{name} must be a whole number of at least 1, one for each of {axes} axes, got {size!r}"
         )
-    return found
+    return by_axis
 
 
-def _are_plain(tensors: list[torch.Tensor]) -> bool:
-    """Whether these are parameters with numbers, whose writes are counted, and nothing is being recorded."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack():
-        return False
-    if tensors[0].is_cuda and torch.cuda.is_current_stream_capturing():
-        return False
-    return all(type(t) is nn.Parameter and not t.is_inference() for t in tensors)
-
-
-def _same_values(tensors: list[torch.Tensor], earlier: list[torch.Tensor]) -> bool:
-    return all(not t.is_cpu or torch.equal(t, e) for t, e in zip(tensors, earlier, strict=True))
-
-
-class DclsNd(_ConvNd):
+class DclsNd(ReadsPositions, _ConvNd):
     """What all the layers share: parameters, kernel construction, loading and fusing.
 
     The parameters are ``weight`` ``(out_channels, in_channels // groups, [dense axes,] kernel_count)``,
@@ -81,7 +69,8 @@ class DclsNd(_ConvNd):
     """
 
     _scripted_kernel: torch.Tensor
-    _cache: tuple[list[Any], list[torch.Tensor], list[torch.Tensor], torch.Tensor] | None = None
+    _kept: KeptKernel | None = None
+    not_copied = ("_scripted_kernel", "_kept")
     dense_class: Any
     learned_axes: int
     sigma_offset: float | None = None  # replaces the version's own
@@ -120,7 +109,7 @@ class DclsNd(_ConvNd):
         self.kernel_count = kernel_count
         self.dilated_kernel_size = learned_size
         self.version = version
-        self._shared: tuple[nn.Module] | None = None  # in a tuple, so that it is not registered as a child
+        self._shared = None
 
         shape = (out_channels, in_channels // groups, *dense_kernel_size, kernel_count)
         self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
@@ -128,13 +117,8 @@ class DclsNd(_ConvNd):
             self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype))
         positions = nn.Parameter(torch.empty(len(learned_size), *shape, device=device, dtype=dtype))
         learns_sigma = SCHEMES[version].sigma_offset is not None
-        hold(
-            self,
-            positions,
-            nn.Parameter(torch.empty_like(positions)) if learns_sigma else None,
-            learned_size,
-        )
-        track(self)
+        sigma = nn.Parameter(torch.empty_like(positions)) if learns_sigma else None
+        hold(self, positions, sigma, learned_size)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -151,27 +135,7 @@ class DclsNd(_ConvNd):
 
     def _reset_positions(self) -> None:
         nn.init.normal_(self.positions, std=0.5)
-        project_(self.holder())
-
-    def holder(self) -> Holder:
-        """The module that registers the positions: this layer, or a container that it shares them with."""
-        return self if self._shared is None else self._shared[0]
-
-    def read_from(self, holder: nn.Module) -> None:
-        """Drops the layer's own positions and sigma and reads them from ``holder`` from now on."""
-        del self.positions, self.sigma
-        self._shared = (holder,)
-
-    def clamp_parameters(self) -> None:
-        """Clamps the positions, for training loops of the authors; every optimizer step does it, too."""
-        project_(self.holder())
-
-    def __getattr__(self, name: str) -> Any:
-        """Shared positions read as if they were the layer's own."""
-        shared = self.__dict__.get("_shared")
-        if shared is not None and name in ("positions", "sigma") and name not in self._parameters:
-            return getattr(shared[0], name)
-        return super().__getattr__(name)
+        clamp_positions(self.holder())
 
     def kernel(self) -> torch.Tensor:
         """The dense kernel, ``(out_channels, in_channels // groups, *kernel_size)``, differentiable."""
@@ -179,16 +143,10 @@ class DclsNd(_ConvNd):
 
     def _kernel(self, positions: torch.Tensor, sigma: torch.Tensor | None) -> torch.Tensor:
         size, offset = self.dilated_kernel_size, self.sigma_offset
-        if self.holder().positions_kept_at is None:
+        if not as_loaded(self.holder()):
             positions = inside(positions, size)
         kernel = dense_kernel(self.weight, positions, sigma, size, self.version, offset)
         return kernel.reshape(self.out_channels, self.in_channels // self.groups, *self.kernel_size)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Shows shared positions to an FX tracer, which keeps only the parameters that it sees used."""
-        if self._shared is not None and len(args) == 1 and isinstance(args[0], torch.fx.Proxy):
-            args = (*args, self.positions, self.sigma)
-        return super().__call__(*args, **kwargs)
 
     def forward(
         self,
@@ -203,48 +161,8 @@ class DclsNd(_ConvNd):
             )
             return self._conv_forward(input, self._scripted_kernel.to(input), self.bias)
         else:
-            if self.training and not torch.compiler.is_compiling():  # there, the optimizer's hook does it
-                project_(self.holder())
-            if positions is not None:
-                return self._convolve(input, self._kernel(positions, sigma))
-            return self._convolve(input, self._cached_kernel())
-
-    def _cached_kernel(self) -> torch.Tensor:
-        """The kernel; in eval mode without gradients it is built once and kept.
-
-        It is built again after ``train()`` or ``eval()``, a step of an optimizer, a load, cast or move, and
-        when a parameter was replaced or written to. On a CPU the values themselves are compared; elsewhere
-        that would wait for the device, and writes that torch does not count (through ``.data``) are not seen
-        before ``eval()``. Parameters made in inference mode count none: with them nothing is kept, nor in
-        what is traced, compiled, exported or captured.
-        """
-        sources = [t for t in (self.weight, self.positions, self.sigma) if t is not None]
-        if self.training or torch.is_grad_enabled() or not _are_plain(sources):
-            return self.kernel()
-        state = [(id(t), t._version, t.data_ptr()) for t in sources]
-        cache = self._cache  # another thread may drop it meanwhile
-        if cache is None or cache[0] != state or not _same_values(sources, cache[2]):
-            # with the sources, so that no id is used again
-            values = [t.detach().clone() if t.is_cpu else t for t in sources]
-            self._cache = cache = (state, sources, values, self.kernel())
-        return cache[3]
-
-    def drop_cache(self) -> None:
-        """Builds the kernel anew at the next forward."""
-        self._cache = None
-
-    def train(self, mode: bool = True) -> "DclsNd":
-        """As ``nn.Module.train``."""
-        self.drop_cache()
-        return super().train(mode)
-
-    def _apply(self, *args: Any, **kwargs: Any) -> "DclsNd":
-        self.drop_cache()
-        return super()._apply(*args, **kwargs)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self.drop_cache()  # FSDP2 loads into shards, which does not count as a write to the whole
-        super()._load_from_state_dict(*args, **kwargs)
+            kernel = kept_kernel(self) if positions is None else self._kernel(positions, sigma)
+            return self._convolve(input, kernel)
 
     def _convolve(self, input: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
         return self._conv_forward(input, kernel, self.bias)
@@ -295,30 +213,6 @@ class DclsNd(_ConvNd):
         if hasattr(self, "flat_dim"):
             words.append(f"flat_dim={self.flat_dim}")
         return ", ".join([*words, *([] if self.bias is not None else ["bias=False"])])
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What is copied or pickled."""
-        return {k: v for k, v in self.__dict__.items() if k not in ("_scripted_kernel", "_cache")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """A copied or unpickled layer is known to the optimizer hook as well."""
-        super().__setstate__(state)
-        track(self)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "DclsNd":
-        """Copied without its holder, a layer takes positions of its own along."""
-        state = self.__getstate__()
-        if self._shared is not None and id(self._shared[0]) not in memo:
-            own = {"positions": self.positions, "sigma": self.sigma}
-            state |= {
-                "_parameters": {**self._parameters, **own},
-                "_shared": None,
-                "positions_kept_at": self._shared[0].positions_kept_at,
-            }
-        new = self.__class__.__new__(self.__class__)
-        memo[id(self)] = new
-        new.__setstate__(copy.deepcopy(state, memo))
-        return new
 
 
 @register_notrace_module

@@ -84,13 +84,19 @@ def dense_kernel(
 
     Returns:
         The kernel, ``(..., *size)``, in the dtype of ``weight``; computed in float32 at least.
+
+    Raises:
+        ValueError: If the version is unknown, or learns widths and gets no ``sigma``.
     """
-    scheme = SCHEMES[version]
+    scheme = SCHEMES.get(version)
+    if scheme is None:
+        raise ValueError(f"version must be one of {', '.join(SCHEMES)}, got {version=}")
+    if scheme.factor is not None and sigma is None:
+        raise ValueError(f"version {version!r} needs sigma, the learned widths, got None")
     dtype = torch.promote_types(weight.dtype, torch.float32)
-    if scheme.factor is None:
+    if scheme.factor is None or sigma is None:
         kernel = _add_in_place(weight.to(dtype), positions.to(dtype), size, scheme)
     else:
-        assert sigma is not None, f"version {version} learns its widths"
         offset = (scheme.sigma_offset or 0.0) if sigma_offset is None else sigma_offset
         widths = sigma.to(dtype).abs() + offset
         kernel = _multiply_factors(weight.to(dtype), positions.to(dtype), widths, size, scheme)
@@ -109,14 +115,15 @@ def _add_in_place(
 ) -> torch.Tensor:
     """Adds the shares of the ``2**len(size)`` pixels around every element to a kernel of zeros."""
     positions = positions.unsqueeze(-2)  # axes ... 1 n
-    left = positions.detach().nan_to_num().floor()  # a place even for what is no number
+    left = positions.detach().nan_to_num().floor()  # NaN needs a valid index too
     right_share = positions - left
     if not scheme.slope_on_pixel:
         right_share = right_share.relu()  # without a slope at 0
     k = per_axis(size, left)
     place = torch.cat((left, left + 1), -2) + k // 2  # axes ... 2 n
     inside = place.clamp(min=0).clamp(max=k - 1)
-    parts = (torch.cat((1 - right_share, right_share), -2) * (inside == place)).unbind()
+    within = (inside == place).to(positions.dtype)  # quantization takes no product with a bool
+    parts = (torch.cat((1 - right_share, right_share), -2) * within).unbind()
     places = inside.unbind()
     if scheme.normalised:
         weight = weight / (reduce(torch.mul, [part.sum(-2) for part in parts]) + EPSILON)

@@ -1,49 +1,89 @@
-"""Who holds the positions of a layer, how layers share them, and how they stay inside the kernel.
+"""Who holds the positions of a layer, and how layers share them.
 
 A *holder* is the module that registers ``positions`` (and ``sigma``): a layer itself, or a container,
 such as a stage, on behalf of all its layers. Layers read from their holder at every forward, so one
 registered tensor serves them all whatever is done to the model (assignment, ``to_empty``, deepcopy,
 safetensors, FSDP2).
-
-In range: position p of an axis of size K satisfies ``|p| <= K // 2``. ``project_`` clamps what is stored
-and is called where it can matter: after the step of any ``torch.optim.Optimizer`` (the authors' clamp),
-at the start of a training forward (for loops written by hand; not where the forward is compiled), and
-before a state dict is written. It writes through ``.data``: values inside the range do not change, so
-nothing that autograd has saved is spoilt, and two forwards before one backward, or two layers that share
-positions, raise no error.
-
-Only a checkpoint brings positions from outside (the authors' audio trainer never clamps). They are kept
-as they are, so that the model computes what its authors' does, until something changes them.
 """
 
-import logging
-import weakref
+import copy
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import nn
-from torch._C._functorch import is_batchedtensor
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from .interpolation import per_axis
-
-if TYPE_CHECKING:
-    from .dcls import DclsNd
-
-_logger = logging.getLogger(__name__)
-Holder: TypeAlias = Any  # an nn.Module that ``hold`` has been called on
-_LAYERS: "weakref.WeakSet[DclsNd]" = weakref.WeakSet()  # every layer alive, for the optimizer hook
+from .in_range import Holder, clamp_before_saving, clamp_positions, keep_loaded_outside, track
+from .reference_keys import translate
 
 
-def track(layer: "DclsNd") -> None:
-    """Makes a layer known to the optimizer hook; needed again after unpickling or copying."""
-    _LAYERS.add(layer)
+class ReadsPositions(nn.Module):
+    """A layer that reads ``positions`` and ``sigma`` from itself or from a container around it.
+
+    Attributes:
+        not_copied: Names of attributes that a copy or pickle goes without.
+    """
+
+    version: str
+    dilated_kernel_size: tuple[int, ...]
+    weight: torch.Tensor
+    _shared: tuple[nn.Module] | None  # in a tuple, so that it is not registered as a child
+    not_copied: tuple[str, ...] = ()
+
+    def holder(self) -> Holder:
+        """The module that registers the positions: this layer, or a container that it shares them with."""
+        return self if self._shared is None else self._shared[0]
+
+    def read_from(self, holder: nn.Module) -> None:
+        """Drops the layer's own positions and sigma and reads them from ``holder`` from now on."""
+        del self.positions, self.sigma
+        self._shared = (holder,)
+
+    def clamp_parameters(self) -> None:
+        """Clamps the positions, for training loops of the authors; every optimizer step does it, too."""
+        clamp_positions(self.holder())
+
+    def __getattr__(self, name: str) -> Any:
+        """Shared positions read as if they were the layer's own."""
+        shared = self.__dict__.get("_shared")
+        if shared is not None and name in ("positions", "sigma") and name not in self._parameters:
+            return getattr(shared[0], name)
+        return super().__getattr__(name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Shows shared positions to an FX tracer, which keeps only the parameters that it sees used."""
+        if self._shared is not None and len(args) == 1 and isinstance(args[0], torch.fx.Proxy):
+            args = (*args, self.positions, self.sigma)
+        return super().__call__(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied or pickled."""
+        return {k: v for k, v in self.__dict__.items() if k not in self.not_copied}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """The optimizer hook knows the holder of a copied or unpickled layer as well."""
+        super().__setstate__(state)
+        track(self.holder())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "ReadsPositions":
+        """Copied without its holder, a layer takes positions of its own along."""
+        state = self.__getstate__()
+        if self._shared is not None and id(self._shared[0]) not in memo:
+            own = {"positions": self.positions, "sigma": self.sigma}
+            state |= {
+                "_parameters": {**self._parameters, **own},
+                "_shared": None,
+                "positions_kept_at": self._shared[0].positions_kept_at,
+            }
+        new = self.__class__.__new__(self.__class__)
+        memo[id(self)] = new
+        new.__setstate__(copy.deepcopy(state, memo))
+        return new
 
 
 def hold(holder: Holder, positions: nn.Parameter, sigma: nn.Parameter | None, size: Sequence[int]) -> None:
-    """Registers positions and sigma on their holder, with the hooks that load and save them.
+    """Registers positions and sigma on their holder, with the hooks that load, save and clamp them.
 
     Args:
         holder: The module that registers them.
@@ -56,11 +96,12 @@ def hold(holder: Holder, positions: nn.Parameter, sigma: nn.Parameter | None, si
     holder.positions_size = tuple(size)
     holder.positions_kept_at = None
     holder.register_load_state_dict_pre_hook(_translate_on_load)
-    holder.register_load_state_dict_post_hook(_keep_loaded_outside)
-    holder.register_state_dict_pre_hook(_project_on_save)
+    holder.register_load_state_dict_post_hook(keep_loaded_outside)
+    holder.register_state_dict_pre_hook(clamp_before_saving)
+    track(holder)
 
 
-def share_positions(holder: Holder, layers: Sequence["DclsNd"]) -> None:
+def share_positions(holder: Holder, layers: Sequence[ReadsPositions]) -> None:
     """Makes layers share one set of positions (and sigma), held by a container around them.
 
     The holder takes those of the first layer, as in the authors' models.
@@ -87,17 +128,8 @@ def share_positions(holder: Holder, layers: Sequence["DclsNd"]) -> None:
     holder.reparameterize = partial(_fuse_layers, holder)  # timm calls it before it fuses the layers
 
 
-def _fuse_layers(holder: Holder) -> None:
-    """Fuses the layers that share the positions of ``holder``, which then hold nothing for anybody."""
-    for parent in list(holder.modules()):
-        for name, layer in list(parent.named_children()):
-            if layer in _LAYERS and layer.holder() is holder:
-                setattr(parent, name, layer.fuse())
-    del holder.positions, holder.sigma, holder.reparameterize
-
-
-def check_shareable(holder: nn.Module, layers: Sequence["DclsNd"]) -> None:
-    """Raises what ``share_positions`` would, also before the layers are inside the holder."""
+def check_shareable(holder: nn.Module, layers: Sequence[ReadsPositions]) -> None:
+    """The checks of ``share_positions``, usable before the layers are in place."""
     for layer in layers:
         first = layers[0]
         if (layer.version, layer.dilated_kernel_size, layer.weight.shape) != (
@@ -113,91 +145,27 @@ def check_shareable(holder: nn.Module, layers: Sequence["DclsNd"]) -> None:
         raise ValueError(f"{type(holder).__name__} already has an attribute 'positions'")
 
 
-def inside(positions: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """The positions, clamped to the range, with the gradient of the positions themselves.
-
-    ``torch.clamp`` alone has no gradient at the limits (torch 2.15; it had in earlier releases).
-    """
-    stored, limit = positions.detach(), per_axis(size, positions) // 2
-    return positions + (stored.clamp(-limit, limit) - stored)  # type: ignore[arg-type]
-
-
-@torch.no_grad()
-def project_(holder: Holder) -> None:
-    """Clamps the stored positions, unless they are as a checkpoint brought them."""
-    if isinstance(holder.positions, torch.Tensor) and is_batchedtensor(holder.positions):
-        return  # vmap over models shows no stored values; ``inside`` clamps what is used
-    if holder.positions_kept_at is not None:
-        kept, now = holder.positions_kept_at, _state_of(holder.positions)
-        if kept[0] != now[0]:  # the holder was copied: another tensor, with a history of its own
-            holder.positions_kept_at = kept = now
-        if kept == now:
-            return
-        holder.positions_kept_at = None
-    size, stored = holder.positions_size, holder.positions.data
-    if len(set(size)) == 1:
-        stored.clamp_(-(size[0] // 2), size[0] // 2)
-    elif isinstance(stored, torch.Tensor) and hasattr(stored, "placements"):  # an FX proxy has any name
-        _clamp_shard_(stored, size)
-    else:
-        for axis, k in enumerate(size):
-            stored[axis].clamp_(-(k // 2), k // 2)
-
-
-def _clamp_shard_(stored: Any, size: Sequence[int]) -> None:
-    """Clamps what this process has of a distributed tensor (FSDP2), without asking the others."""
-    from torch.distributed.tensor import DTensor, Replicate
-
-    mesh = stored.device_mesh
-    like = {"dtype": stored.dtype, "device": stored.device}
-    rows = [torch.full(stored.shape[1:], float(k // 2), **like) for k in size]
-    limit = DTensor.from_local(torch.stack(rows), mesh, [Replicate()] * mesh.ndim, run_check=False)
-    local = limit.redistribute(placements=stored.placements).to_local()
-    stored.to_local().clamp_(-local, local)
-
-
-def _state_of(tensor: torch.Tensor) -> tuple[int, int]:
-    """Differs from an earlier value when the tensor is another one or was written to."""
-    return id(tensor), 0 if tensor.is_inference() else tensor._version
+def _fuse_layers(holder: Holder) -> None:
+    """Fuses the layers that share the positions of ``holder``, which then hold nothing for anybody."""
+    for parent in list(holder.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, ReadsPositions) and layer.holder() is holder:
+                setattr(parent, name, layer.fuse())
+    del holder.positions, holder.sigma, holder.reparameterize
 
 
 def translate_reference_keys(holder: Holder, state_dict: dict[str, Any], prefix: str) -> None:
-    """Turns the authors' keys below ``prefix`` (``P``, ``SIG``, one copy per layer) into the holder's.
-
-    The authors' rows are in another order than the axes they move along (all versions but ``v0`` reverse
-    it), and each row is centred by its own size, whatever axis it moves along; ours give the same kernel.
+    """Turns the authors' keys of the layers that read from ``holder`` into its own, below ``prefix``.
 
     Raises:
         ValueError: If the copies of layers that share positions disagree.
     """
-    for name, layer in holder.named_modules():
-        if layer not in _LAYERS or layer.holder() is not holder:
-            continue
-        base = f"{prefix}{name}." if name else prefix
-        for key in ("DCK.IDX", "DCK.lim"):  # index grids that Dcls2_1d of the authors stores
-            state_dict.pop(base + key, None)
-        for theirs, ours in (("P", "positions"), ("SIG", "sigma")):
-            if base + theirs not in state_dict:
-                continue
-            rows = state_dict.pop(base + theirs)
-            translated = _reorder(rows, layer, shift=theirs == "P")
-            known = state_dict.setdefault(prefix + ours, translated)
-            if not torch.equal(known, translated):
-                raise ValueError(
-                    f"{base}{theirs} differs from the copy of another layer that shares it: the checkpoint "
-                    "was made without sharing positions, or is damaged"
-                )
-
-
-def _reorder(rows: torch.Tensor, layer: "DclsNd", shift: bool) -> torch.Tensor:
-    size = layer.dilated_kernel_size
-    order = {1: (0,), 2: (1, 0), 3: (2, 1, 0)}[len(size)]
-    if layer.version == "v0":
-        order = {1: (0,), 2: (0, 1), 3: (0, 2, 1)}[len(size)]
-    if len(rows) != len(size):
-        raise ValueError(f"expected positions of {len(size)} rows, one per axis, got {tuple(rows.shape)}")
-    centre = [size[row] // 2 - size[axis] // 2 if shift else 0 for axis, row in enumerate(order)]
-    return torch.stack([rows[row] + offset for row, offset in zip(order, centre, strict=True)])
+    layers = {
+        name: (layer.version, layer.dilated_kernel_size)
+        for name, layer in holder.named_modules()
+        if isinstance(layer, ReadsPositions) and layer.holder() is holder
+    }
+    translate(state_dict, prefix, layers)
 
 
 def _translate_on_load(
@@ -215,48 +183,3 @@ def _translate_on_load(
             translate_reference_keys(module, state_dict, prefix)
     except ValueError as error:
         error_msgs.append(str(error))
-
-
-def _keep_loaded_outside(module: Holder, incompatible_keys: Any) -> None:
-    positions = module._parameters.get("positions")
-    if positions is None:
-        return
-    module.positions_kept_at = None
-    if positions.is_meta or hasattr(positions, "placements"):
-        return  # no values to look at, or only a shard of them
-    size = module.positions_size
-    outside = sum(int((row.abs() > k // 2).sum()) for row, k in zip(positions, size, strict=True))
-    if outside:
-        module.positions_kept_at = _state_of(positions)
-        _logger.warning(
-            "%d of %d loaded positions of %s lie outside the kernel; they are kept until training "
-            "changes them",
-            outside,
-            positions.numel(),
-            type(module).__name__,
-        )
-
-
-def _project_on_save(module: Holder, prefix: str, keep_vars: bool) -> None:
-    if "positions" in module._parameters:
-        project_(module)
-
-
-def _project_after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-    if not _LAYERS:
-        return
-    stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    holders = set()
-    for layer in list(_LAYERS):
-        if stepped & {id(layer.weight), id(layer.positions), id(layer.sigma)}:
-            layer.drop_cache()  # fused optimizers count no writes
-            holders.add(layer.holder())
-    for holder in holders:
-        positions = holder._parameters.get("positions")
-        if id(positions) in stepped:
-            if positions.grad is not None:  # it has moved, whether that was counted or not
-                holder.positions_kept_at = None
-            project_(holder)
-
-
-register_optimizer_step_post_hook(_project_after_step)

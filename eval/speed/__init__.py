@@ -1,0 +1,1 @@
+"""How fast models and layers are, beside what else can do the same."""

@@ -1,0 +1,233 @@
+"""Training steps and inference of whole models, side by side in one run."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib.pyplot as plt
+import timm
+import torch
+from matplotlib.figure import Figure
+from timm.utils.model import reparameterize_model
+from torch import nn
+
+import dcls_models
+from dcls_models.loading import config_of
+from dcls_models.onednn import overruns
+from eval.options import at_least_1, timing_options
+from eval.results import write_result
+from eval.section import Section, markdown_table
+from eval.speed.peers import with_authors_layers
+from eval.speed.timing import LAYOUTS, time_in_turns
+
+AUTHORS = "authors:"  # before a name of the zoo: its model with the layers of the authors' package
+TRIMMED = "trimmed:"  # before any name: deployed with the empty borders of kernels cut off
+MODES = {
+    "train": "a training step: forward, backward, AdamW",
+    "inference": "eval mode, without gradients",
+    "deployed": "inference after re-parameterization",
+}
+SECTION = Section(
+    "Speed",
+    "Models of one file were timed side by side; speeds are those of the first model of the file.",
+    {
+        "mode": ("mode", 0),
+        "layout": ("layout", 0),
+        "ms/median": ("ms per step", 1),
+        "images_per_second": ("images/s", 1),
+        "speed": ("speed", 2),
+    },
+)
+
+
+class Settings(NamedTuple):
+    """How models are run.
+
+    Attributes:
+        batch_size: Images per step.
+        img_size: Side of the images, in pixels; each model's own where None.
+        device: Where to compute.
+        dtype: float32, or a shorter one for autocast.
+        compiled: Whether to ``torch.compile`` the models.
+        pretrained: Whether to load weights; only trimming depends on them.
+    """
+
+    batch_size: int = 4
+    img_size: int | None = None
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+    compiled: bool = False
+    pretrained: bool = False
+
+
+def build(name: str, mode: str, pretrained: bool = False) -> nn.Module:
+    """The model as it is used in one of ``MODES``.
+
+    Args:
+        name: A timm name, ``local-dir:FOLDER`` or ``hf-hub:USER/NAME``; after ``TRIMMED`` or, one of the zoo,
+            ``AUTHORS`` as well.
+        mode: A key of ``MODES``.
+        pretrained: Whether to load weights.
+
+    Raises:
+        ValueError: If there is no such model, or one is to be trimmed in another mode than ``deployed``.
+    """
+    theirs, trimmed = name.startswith(AUTHORS), name.startswith(TRIMMED)
+    if trimmed and mode != "deployed":
+        raise ValueError(f"{name}: kernels are trimmed for deployment only: give --modes deployed")
+    prefix = AUTHORS if theirs else TRIMMED
+    bare = name.removeprefix(prefix)
+    config_of(bare)
+    model = timm.create_model(bare, pretrained=pretrained)
+    if theirs:
+        model = with_authors_layers(model)
+    model.train(mode == "train")
+    if mode == "deployed":
+        model = reparameterize_model(model)
+    return dcls_models.trim(model) if trimmed else model
+
+
+def _step(model: nn.Module, images: torch.Tensor, mode: str, dtype: torch.dtype) -> Callable[[], object]:
+    """One training step or inference, with autocast where ``dtype`` is a short one."""
+    autocast = torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32)
+    if mode != "train":
+
+        def infer() -> torch.Tensor:
+            with torch.inference_mode(), autocast:
+                return model(images)
+
+        return infer
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=images.device.type == "cuda")
+    labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
+
+    def train() -> None:
+        optimizer.zero_grad()
+        with autocast:
+            loss = nn.functional.cross_entropy(model(images), labels)
+        loss.backward()
+        optimizer.step()
+
+    return train
+
+
+def throughput(
+    names: Sequence[str],
+    modes: Sequence[str] = tuple(MODES),
+    settings: Settings = Settings(),  # noqa: B008 (immutable)
+    rounds: int = 15,
+) -> list[dict[str, Any]]:
+    """Times models against the first one, each in the memory layout that is the faster one for it.
+
+    Args:
+        names: What ``build`` takes; the first is the baseline.
+        modes: Keys of ``MODES``.
+        settings: How to run them.
+        rounds: Runs of each model in each mode.
+
+    Returns:
+        Per mode and model: ``model``, ``mode``, ``layout``, ``ms`` (median, quartiles, runs),
+        ``images_per_second`` and ``speed`` (times that of the baseline).
+    """
+    rows = []
+    for mode in modes:
+        best = {name: _best_layout(name, mode, settings) for name in names}
+        timings = time_in_turns({name: step for name, (_, step) in best.items()}, settings.device, rounds)
+        for name, ms in timings.items():
+            row = {"model": name, "mode": mode, "layout": best[name][0], "ms": ms._asdict()}
+            row["images_per_second"] = round(1e3 * settings.batch_size / ms.median, 2)
+            row["speed"] = round(timings[names[0]].median / ms.median, 4)
+            rows.append(row)
+        del best  # the models, before the next are made
+    return rows
+
+
+def _best_layout(name: str, mode: str, settings: Settings) -> tuple[str, Callable[[], object]]:
+    steps = {}
+    for layout, memory_format in LAYOUTS.items():
+        model = build(name, mode, settings.pretrained).to(settings.device, memory_format=memory_format)
+        if steps and mode == "train" and settings.device == "cpu" and overruns(model):
+            continue  # not safe in channels_last
+        side = settings.img_size or model.default_cfg["input_size"][-1]
+        images = torch.randn(settings.batch_size, 3, side, side, device=settings.device)
+        if settings.compiled:
+            model.compile()
+        steps[layout] = _step(model, images.contiguous(memory_format=memory_format), mode, settings.dtype)
+    timings = time_in_turns(steps, settings.device, rounds=3, seconds=0)
+    best = min(timings, key=lambda layout: timings[layout].median)
+    return best, steps[best]
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows as Markdown."""
+    header = ["model", "mode", "layout", "ms per step", "images/s", "speed"]
+    return markdown_table(
+        header,
+        [
+            [
+                row["model"],
+                row["mode"],
+                row["layout"],
+                f"{row['ms']['median']:.1f}",
+                f"{row['images_per_second']:.1f}",
+                f"{row['speed']:.2f}x",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def draw(rows: Sequence[dict[str, Any]]) -> Figure:
+    """One panel per mode, one bar per model: speed, 1 = the first model."""
+    modes = list(dict.fromkeys(row["mode"] for row in rows))
+    figure, axes = plt.subplots(
+        1, len(modes), figsize=(4 * len(modes) + 1, 1 + 0.3 * len(rows) / len(modes)), squeeze=False
+    )
+    for mode, axis in zip(modes, axes[0], strict=True):
+        shown = [row for row in rows if row["mode"] == mode][::-1]
+        names = [row["model"] for row in shown]
+        ours = ["tab:blue" if "dcls" in n and not n.startswith(AUTHORS) else "tab:gray" for n in names]
+        bars = axis.barh(names, [row["speed"] for row in shown], color=ours)
+        axis.bar_label(bars, [f" {row['speed']:.2f}" for row in shown], fontsize=8)
+        axis.set(title=mode, xlabel=f"images/s, 1 = {rows[0]['model']}")
+        axis.set_xlim(0, 1.25 * max(row["speed"] for row in shown))
+        axis.axvline(1, color="black", linewidth=0.8, zorder=0)
+        if axis is not axes[0][0]:
+            axis.set_yticklabels([])
+    figure.tight_layout()
+    return figure
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Times models side by side."""
+    torch.set_num_threads(arguments.threads or torch.get_num_threads())
+    settings = Settings(
+        arguments.batch_size,
+        arguments.img_size,
+        arguments.device,
+        getattr(torch, arguments.dtype),
+        arguments.compile,
+        arguments.pretrained,
+    )
+    rows = throughput(arguments.models, arguments.modes, settings, arguments.rounds)
+    print(table(rows))
+    write_result(arguments, {"rows": rows}, lambda: draw(rows))
+
+
+def add_commands(commands: Any) -> None:
+    """Adds ``throughput``."""
+    command = commands.add_parser(
+        "throughput", parents=[timing_options()], help="images per second, side by side"
+    )
+    models_help = f"timm names, folders, Hub ids; the first is the baseline; {AUTHORS}NAME for"
+    models_help += (
+        f" a model of the zoo with the layers of the authors' package, {TRIMMED}NAME for trimmed kernels"
+    )
+    command.add_argument("--models", nargs="+", required=True, metavar="MODEL", help=models_help)
+    modes_help = "; ".join(f"{mode}: {text}" for mode, text in MODES.items())
+    command.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES, help=modes_help)
+    command.add_argument("--batch-size", type=at_least_1, default=4)
+    command.add_argument("--img-size", type=at_least_1, help="pixels; each model's own by default")
+    command.add_argument("--compile", action="store_true", help="torch.compile the models")
+    command.add_argument("--pretrained", action="store_true", help=f"with weights, for {TRIMMED}NAME")
+    command.set_defaults(run=run)

@@ -1,0 +1,84 @@
+"""Timing things side by side: in turns, with inputs that are in no cache, on any device."""
+
+import time
+from collections.abc import Callable, Mapping
+from statistics import quantiles
+from typing import NamedTuple
+
+import torch
+
+FLUSHED = 2**24  # float32 numbers (64 MiB), more than the last-level cache of most processors holds
+SETTLED = 0.01  # seconds of runs before each timed one; one at least
+WARMUP = 0.5  # seconds of runs before the first round; each call runs once at least
+
+
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+class Timing(NamedTuple):
+    """Milliseconds of one call: the median of its runs and the quartiles around it."""
+
+    median: float
+    low: float
+    high: float
+    runs: int
+
+
+def time_in_turns(
+    calls: Mapping[str, Callable[[], object]],
+    device: torch.device | str = "cpu",
+    rounds: int = 15,
+    seconds: float = 60.0,
+    flush: bool = True,
+) -> dict[str, Timing]:
+    """Times every call once per round, so that what else the machine does hits all of them alike.
+
+    In its turn a call first runs untimed for ``SETTLED`` seconds: after one that takes and gives back a lot
+    of memory, the next pays for it (page tables), most of all on a virtual machine. The order turns around in
+    every second round.
+
+    Args:
+        calls: What to time, by name.
+        device: Where the calls compute; an accelerator is waited for before and after each.
+        rounds: Most runs of each.
+        seconds: A call that has used up this much is left out of further rounds, after three runs.
+        flush: Whether to overwrite the caches before each timed run; no need where every run has new inputs.
+
+    Returns:
+        The timing of every call.
+    """
+    device = torch.device(device)
+    junk = torch.zeros(FLUSHED, device=device)
+
+    def run(call: Callable[[], object]) -> float:
+        settled = time.perf_counter() + SETTLED
+        call()
+        while time.perf_counter() < settled:
+            call()
+        if flush:
+            junk.add_(1)
+        _wait_for(device)
+        start = time.perf_counter()
+        call()
+        _wait_for(device)
+        return time.perf_counter() - start
+
+    end = time.perf_counter() + WARMUP
+    while [run(call) for call in calls.values()] and time.perf_counter() < end:
+        pass
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(rounds):
+        names = [n for n, times in found.items() if len(times) < 3 or sum(times) < seconds]
+        for name in names if turn % 2 == 0 else reversed(names):
+            found[name].append(run(calls[name]))
+    return {name: _timing(times) for name, times in found.items()}
+
+
+def _timing(times: list[float]) -> Timing:
+    low, median, high = (1e3 * t for t in quantiles(times * 2 if len(times) == 1 else times, n=4))
+    return Timing(round(median, 4), round(low, 4), round(high, 4), len(times))
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
