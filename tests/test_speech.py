@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dcls_models.sounds import read_sound
-from train.delays.cochlea import HOP, RATE, to_spikes
+from dcls_models.spikes import HOP, RATE, to_spikes
 from train.speech import CLASSES, VOICES
 
 pytest.importorskip("espeakng_loader")

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from dcls_models.files import one_line, replaced
-from train.delays.cochlea import HOP, RATE, to_spikes
+from dcls_models.spikes import HOP, RATE, to_spikes
 
 FRAMES = 80  # 0.8 s
 ENGLISH = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
