@@ -2,11 +2,12 @@
 
 from .binning import Binning, binned
 from .cochlea import HOP, RATE, to_spikes
-from .recordings import Batch, Recordings, open_recordings, padded
+from .recordings import Arrays, Batch, Recordings, open_recordings, padded
 
 __all__ = [
     "HOP",
     "RATE",
+    "Arrays",
     "Batch",
     "Binning",
     "Recordings",

@@ -16,8 +16,8 @@ class Binning:
         units: Units of a recording, numbered from 0.
         group: Neighbouring units that are added up to one channel.
         rule: ``grid``: frames follow each other from the first event on, silent ones too, and the last one
-            takes the rest (SpikingJelly 2.0). ``events``: a frame begins at the next event and takes all up to
-            ``frame`` later, so that silences vanish (the published results of arXiv:2306.17670).
+            takes the rest (SpikingJelly 2.0). ``events``: a frame begins at the next event and takes all up
+            to ``frame`` later, so that silences vanish (the published results of arXiv:2306.17670).
         longest: Recordings of more frames are taken for damaged (times in milliseconds, for instance).
     """
 

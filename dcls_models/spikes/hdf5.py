@@ -12,7 +12,7 @@ from .binning import Binning, binned
 
 
 class EventFile:
-    """Recordings of ``spikes/times`` (seconds), ``spikes/units`` and ``labels``, read when they are asked for.
+    """Recordings of ``spikes/times`` (seconds), ``spikes/units`` and ``labels``, read when asked for.
 
     Args:
         path: The file.
@@ -30,7 +30,7 @@ class EventFile:
             file = self._file()
             lengths = {key: len(file[key]) for key in ("spikes/times", "spikes/units", "labels")}
             self.labels = np.asarray(file["labels"])
-            names = file["extra/keys"] if "extra/keys" in file else []
+            names = file.get("extra/keys", [])
             self.class_names = [n.decode() if isinstance(n, bytes) else str(n) for n in names]
         except (OSError, KeyError, TypeError) as error:
             raise ValueError(

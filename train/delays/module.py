@@ -84,7 +84,17 @@ class SpikingClassifier(Task):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
-        """The cross-entropy of the summed softmax."""
+        """The cross-entropy of the summed softmax.
+
+        Raises:
+            ValueError: If the delays are longer than the recordings.
+        """
+        longest = self.model.config["max_delay"]
+        if batch[0].shape[-1] <= longest and self.model.delays():
+            raise ValueError(
+                f"model.max_delay is {longest} frames, but the recordings of a batch have "
+                f"{batch[0].shape[-1]}: choose a smaller one"
+            )
         scores = self(batch[0].float())
         loss = F.cross_entropy(scores, batch[1])
         hits = (scores.argmax(1) == batch[1]).float().mean()

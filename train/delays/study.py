@@ -1,7 +1,7 @@
 """Is learning delays worth it? No delays, fixed random ones and learned ones, over several seeds.
 
-Run ``python -m train.delays study``. Networks of two hidden layers hear spoken digits (``train.speech``) and are
-tested on voices that they have not heard, after the last epoch. docs/delays.md has the plan and the results.
+Run ``python -m train.delays study``. Networks of two hidden layers hear spoken digits (``train.speech``) and
+are tested on voices that they have not heard, after the last epoch. docs/delays.md has plan and results.
 """
 
 import argparse
@@ -16,11 +16,11 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import pytorch_lightning as pl
-from torch.utils.data import TensorDataset
 
 from dcls_models.files import write_json
 from dcls_models.provenance import provenance
-from train.delays.files import made_speech, read_npz
+from dcls_models.spikes import Arrays, Recordings, padded
+from train.delays.data import made_speech
 from train.delays.module import NarrowDelays, SpikingClassifier
 from train.loaders import TaskData
 
@@ -43,10 +43,12 @@ class Speech(TaskData):
         batch_size: Utterances per step.
     """
 
+    collate = staticmethod(padded)
+
     def __init__(self, root: Path, batch_size: int = 128) -> None:
         super().__init__(batch_size, num_workers=0)
         self.train_set, self.val_set = (
-            TensorDataset(*read_npz(root / f"{split}.npz")) for split in ("train", "test")
+            Recordings(Arrays(root / f"{split}.npz")) for split in ("train", "test")
         )
 
 
