@@ -87,7 +87,7 @@ class SpikeData(TaskData):
             return
         if source.channels != train.channels:
             raise ValueError(
-                f"{source.name(0)} has {source.channels} channels, the training {train.channels}"
+                f"{source.name(0)} has {source.channels} channels, the training set {train.channels}"
             )
         if source.class_names and list(source.class_names) != list(train.class_names):
             others = some(sorted(set(source.class_names) ^ set(train.class_names)))

@@ -1,5 +1,6 @@
 """The LightningModule: a network of delays, the authors' loss, optimizer and schedules (arXiv:2306.17670)."""
 
+import math
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -184,7 +185,7 @@ def one_cycle(epochs: int) -> list[tuple[float, float]]:
 
 def half_cosine(epochs: int) -> list[float]:
     """Per epoch the share of the first learning rate, as ``CosineAnnealingLR`` stepped per epoch."""
-    return [(1 + torch.tensor(torch.pi * epoch / epochs).cos().item()) / 2 for epoch in range(epochs)]
+    return [(1 + math.cos(math.pi * epoch / epochs)) / 2 for epoch in range(epochs)]
 
 
 class NarrowDelays(pl.Callback):
