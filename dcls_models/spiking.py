@@ -7,6 +7,7 @@ with ``decay_input=False, detach_reset=True`` and the surrogate ``ATan``.
 import json
 import math
 import re
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -248,6 +249,13 @@ class DelayNet(nn.Module):
         with replaced(folder / "model.safetensors") as part:
             save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, part)
         write_json(folder / "config.json", {"architecture": "DelayNet", "model": self.config, **more})
+
+    @classmethod
+    def of_run(cls, options: Mapping[str, Any]) -> "DelayNet":
+        """The network that ``python -m train.delays`` makes of its options (``--model.hidden``, ...)."""
+        sizes = [options["inputs"], *options["hidden"], options["num_classes"]]
+        names = ("max_delay", "tau", "dropout", "delays", "tail", "kernel_count", "axonal")
+        return cls(sizes, **{name: options[name] for name in names})
 
     @classmethod
     def load(cls, folder: Path) -> "DelayNet":

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import torch
 
 from dcls_models.files import locked
-from eval import report
+from eval import delays, report
 from eval.classification import accuracy, predict, processes, robustness
 from eval.interpretability import erf, gradcam, kernels
 from eval.speed import layers, throughput
 
-COMMANDS = (accuracy, robustness, gradcam, erf, kernels, predict, throughput, layers, report)
+COMMANDS = (accuracy, robustness, gradcam, erf, kernels, predict, throughput, layers, delays, report)
 WRITTEN = ("output", "predictions", "per_class", "results_csv", "picture")  # options that name files to write
 
 

@@ -51,7 +51,7 @@ class SpikingClassifier(Task):
         inputs: int = 40,
         num_classes: int = 20,
         class_names: list[str] | None = None,
-        hidden: list[int] | None = None,
+        hidden: list[int] = [48, 48],  # noqa: B006 (nobody changes it)
         max_delay: int = 24,
         tau: float = 1.005,
         dropout: float = 0.2,
@@ -68,8 +68,7 @@ class SpikingClassifier(Task):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        sizes = [inputs, *(hidden or [48, 48]), num_classes]
-        self.model: DelayNet = DelayNet(sizes, max_delay, tau, dropout, delays, tail, kernel_count, axonal)
+        self.model: DelayNet = DelayNet.of_run(self.hparams)
         self.metrics = classification_metrics(num_classes)
 
     def forward(self, spikes: torch.Tensor) -> torch.Tensor:
