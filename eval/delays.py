@@ -1,6 +1,8 @@
 """Spiking networks with learned delays: accuracy, activity, delays, and the time that a second takes."""
 
 import argparse
+import statistics
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -105,11 +107,18 @@ def times(net: DelayNet, spikes: torch.Tensor, frame: float) -> dict[str, float]
         "sparse": lambda: fused(recording),
         "frames": stepwise,
     }
-    timers = {name: Timer("call()", globals={"call": call}, num_threads=1) for name, call in calls.items()}
-    return {
-        name: 1000 * timer.blocked_autorange(min_run_time=0.5).median / seconds
-        for name, timer in timers.items()
-    }
+    return {name: 1000 * median_time(call) / seconds for name, call in calls.items()}
+
+
+def median_time(call: Callable[[], object], runs: int = 15) -> float:
+    """Seconds, after one run that does not count."""
+    call()
+    durations = []
+    for _ in range(runs):
+        begin = time.perf_counter()
+        call()
+        durations.append(time.perf_counter() - begin)
+    return statistics.median(durations)
 
 
 def draw(layers: list[dict[str, Any]]) -> Figure:

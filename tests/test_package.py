@@ -20,7 +20,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("train", "eval", "hub")
-WINGS = {"eval.classification", "eval.interpretability", "eval.speed"}
+WINGS = {"eval.audio", "eval.classification", "eval.interpretability", "eval.speed"}
 HEAVY = {"pytorch_lightning", "lightning", "jsonargparse", "matplotlib", "sklearn", "torchmetrics"}
 
 # What each part of the library may import of the library. Files that are not named may import all of it.
