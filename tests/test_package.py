@@ -28,6 +28,8 @@ MAY_IMPORT = {
     "dcls_models.layers": {"dcls_models.layers"},
     "dcls_models.warm_start": {"dcls_models.layers"},
     "dcls_models.dclsify": {"dcls_models.layers", "dcls_models.warm_start"},
+    "dcls_models.deploy": {"dcls_models.layers"},
+    "dcls_models.onnx": {"dcls_models.layers", "dcls_models.deploy"},
     "dcls_models.files": set(),
     "dcls_models.spiking": {"dcls_models.layers", "dcls_models.files"},
     "dcls_models.folders": {"dcls_models.files"},
@@ -63,7 +65,8 @@ MAY_IMPORT = {
 
 BROUGHT = {"filelock", "numpy", "PIL", "safetensors"}  # by torch, timm and its torchvision
 OPTIONAL = {"dcls_models.layers.depthwise.triton_kernels": {"triton"}}  # imported only where it is installed
-WHEN_CALLED = {  # imported in functions only, with an error that says what to install
+WHEN_CALLED = {
+    "dcls_models.onnx": {"onnx"},  # imported in functions only, with an error that says what to install
     "dcls_models.sounds.reading": {"soundfile", "scipy"},
     "dcls_models.sounds.audioset": {"h5py"},
     "dcls_models.sounds.hub": {"datasets"},
