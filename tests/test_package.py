@@ -26,8 +26,9 @@ HEAVY = {"pytorch_lightning", "lightning", "jsonargparse", "matplotlib", "sklear
 # What each part of the library may import of the library. Files that are not named may import all of it.
 MAY_IMPORT = {
     "dcls_models.layers": {"dcls_models.layers"},
-    "dcls_models.warm_start": {"dcls_models.layers"},
-    "dcls_models.dclsify": {"dcls_models.layers", "dcls_models.warm_start"},
+    "dcls_models.strided": set(),
+    "dcls_models.warm_start": {"dcls_models.layers", "dcls_models.files"},
+    "dcls_models.dclsify": {"dcls_models.layers", "dcls_models.strided", "dcls_models.warm_start"},
     "dcls_models.deploy": {"dcls_models.layers"},
     "dcls_models.onnx": {"dcls_models.layers", "dcls_models.deploy"},
     "dcls_models.files": set(),
@@ -58,6 +59,7 @@ MAY_IMPORT = {
         "dcls_models.dclsify",
         "dcls_models.checkpoint",
         "dcls_models.spectrogram",
+        "dcls_models.strided",
         "dcls_models._timm",
         "dcls_models.models",
     },
@@ -132,6 +134,7 @@ class TestImports:
             "dcls_models.layers",
             "dcls_models.layers.dcls",
             "dcls_models.layers.positions",
+            "dcls_models.strided",
             "dcls_models.warm_start",
         }
         graphlib.TopologicalSorter(graph).prepare()
