@@ -146,8 +146,8 @@ def read_config(path: Path) -> dict[str, Any]:
     whole = isinstance(config, dict) and all(isinstance(config.get(k), t) for k, t in wanted.items())
     if not whole or not isinstance(config.get("model_args", {}), dict):
         raise ValueError(
-            f"{path} is not the config of a model: expected a dictionary with architecture (a name) and "
-            "pretrained_cfg (a dictionary), as python -m hub export writes it"
+            f"{path} is not the config of a model: expected a dictionary with architecture (a name), "
+            "pretrained_cfg and model_args (dictionaries), as python -m hub export writes it"
         )
     if not timm.is_model(config["architecture"]):
         raise ValueError(

@@ -46,7 +46,7 @@ def ending(*suffixes: str) -> Callable[[str], Path]:
     return file
 
 
-def which_model() -> argparse.ArgumentParser:
+def model_options() -> argparse.ArgumentParser:
     """``--model`` and ``--checkpoint``, for ``load_model``."""
     parent = argparse.ArgumentParser(add_help=False)
     parent.add_argument("--model", help="timm name, local-dir:FOLDER or hf-hub:USER/NAME")
@@ -54,7 +54,7 @@ def which_model() -> argparse.ArgumentParser:
     return parent
 
 
-def with_baseline() -> argparse.ArgumentParser:
+def baseline_option() -> argparse.ArgumentParser:
     """``--baseline``, a second model."""
     parent = argparse.ArgumentParser(add_help=False)
     parent.add_argument("--baseline", help="model to compare with: as --model, or a checkpoint file")
@@ -62,7 +62,7 @@ def with_baseline() -> argparse.ArgumentParser:
 
 
 def models(arguments: argparse.Namespace) -> Iterator[tuple[str, nn.Module]]:
-    """Names and models of ``which_model`` and ``with_baseline``, the baseline first, one at a time.
+    """Names and models of ``model_options`` and ``baseline_option``, the baseline first, one at a time.
 
     They are in eval mode, on ``arguments.device``, and take no gradients.
     """
@@ -74,28 +74,28 @@ def models(arguments: argparse.Namespace) -> Iterator[tuple[str, nn.Module]]:
         yield str(checkpoint or name), model
 
 
-def json_output() -> argparse.ArgumentParser:
+def json_option() -> argparse.ArgumentParser:
     """``--output``, the result."""
     parent = argparse.ArgumentParser(add_help=False)
     parent.add_argument("--output", type=ending(".json"), help="JSON file to write")
     return parent
 
 
-def drawn() -> argparse.ArgumentParser:
+def picture_option() -> argparse.ArgumentParser:
     """``--picture``, what a result looks like."""
     parent = argparse.ArgumentParser(add_help=False)
     parent.add_argument("--picture", type=ending(".png"), help="PNG file to write")
     return parent
 
 
-def where() -> argparse.ArgumentParser:
+def device_option() -> argparse.ArgumentParser:
     """``--device``."""
     parent = argparse.ArgumentParser(add_help=False)
     parent.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     return parent
 
 
-def batched() -> argparse.ArgumentParser:
+def batch_options() -> argparse.ArgumentParser:
     """``--batch-size`` and ``--workers``."""
     parent = argparse.ArgumentParser(add_help=False)
     parent.add_argument("--batch-size", type=at_least_1, default=64)
@@ -103,10 +103,10 @@ def batched() -> argparse.ArgumentParser:
     return parent
 
 
-def evaluated() -> argparse.ArgumentParser:
+def evaluation_options() -> argparse.ArgumentParser:
     """How ``accuracy`` and ``robustness`` use a model; most options are those of timm's ``validate.py``."""
     parent = argparse.ArgumentParser(
-        add_help=False, parents=[which_model(), where(), batched(), json_output()]
+        add_help=False, parents=[model_options(), device_option(), batch_options(), json_option()]
     )
     parent.add_argument("--img-size", type=at_least_1, help="pixels; the model's own by default")
     parent.add_argument("--crop-pct", type=share, help="share of the resized image that is seen")
@@ -122,9 +122,11 @@ def evaluated() -> argparse.ArgumentParser:
     return parent
 
 
-def timed() -> argparse.ArgumentParser:
+def timing_options() -> argparse.ArgumentParser:
     """What every timing takes."""
-    parent = argparse.ArgumentParser(add_help=False, parents=[where(), json_output(), drawn()])
+    parent = argparse.ArgumentParser(
+        add_help=False, parents=[device_option(), json_option(), picture_option()]
+    )
     dtypes = ("float32", "bfloat16", "float16")
     parent.add_argument("--dtype", default="float32", choices=dtypes, help="of models and convolutions")
     parent.add_argument("--threads", type=at_least_1, help="of the CPU")

@@ -5,19 +5,24 @@ import base64
 import csv
 import html
 import io
-import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote
 
 import matplotlib.pyplot as plt
 from markdown import markdown
 
-from eval import layers
+from dcls_models.files import replaced
+from dcls_models.markdown import code, plain
+from dcls_models.provenance import read_result
+from eval import training_sections
+from eval.classification import accuracy, robustness
+from eval.interpretability import erf, gradcam, kernels
 from eval.options import ending
-from eval.timing import markdown_table
+from eval.results import relative
+from eval.section import Section, markdown_table
+from eval.speed import layers, throughput
 
 PUBLISHED = Path(__file__).with_name("published.csv")
 SUFFIXES = (".html", ".md")
@@ -30,133 +35,15 @@ thead th { border-bottom: 2px solid #222 }
 img { max-width: 100%; margin: 1rem 0 }
 code { font-size: .85em; overflow-wrap: anywhere }
 """
-
-
-class Section(NamedTuple):
-    """What a page says of the results of one task.
-
-    Attributes:
-        title: Heading.
-        text: What the numbers mean.
-        columns: Heading and digits by key of the result; keys of what lies deeper are joined by slashes.
-        drawn: The key of the bars in the picture, and which end is better.
-    """
-
-    title: str
-    text: str
-    columns: dict[str, tuple[str, int]]
-    drawn: tuple[str, str] | None = None
-
-
 SECTIONS = {
-    "accuracy": Section(
-        "Accuracy",
-        "Share of images whose label is the best (top-1) or among the five best answers; NLL is the mean "
-        "cross-entropy, ECE the expected calibration error.",
-        {
-            "dataset": ("data", 0),
-            "top1": ("top-1, %", 2),
-            "top5": ("top-5, %", 2),
-            "real_top1": ("ReaL top-1, %", 2),
-            "loss": ("NLL", 3),
-            "ece": ("ECE, %", 2),
-            "n": ("images", 0),
-        },
-        ("top1", "higher is better"),
-    ),
-    "robustness": Section(
-        "Robustness",
-        "Accuracy on images of other kinds. mCE: mean corruption error, each corruption's error divided by "
-        "AlexNet's (arXiv:1903.12261); lower is better.",
-        {
-            "benchmark": ("benchmark", 0),
-            "source": ("images from", 0),
-            "top1": ("top-1, %", 2),
-            "mce": ("mCE, %", 2),
-            "n": ("images", 0),
-        },
-        ("top1", "higher is better"),
-    ),
-    "gradcam": Section(
-        "Where it looks",
-        "Score: mean Spearman correlation of the model's map with the map of people, divided by the "
-        "agreement of people with each other (arXiv:2408.03164), with its 95 % interval; flat maps have no "
-        "correlation and are counted.",
-        {
-            "method": ("map", 0),
-            "score": ("score", 3),
-            "low": ("from", 3),
-            "high": ("to", 3),
-            "spearman": ("Spearman", 3),
-            "n": ("images", 0),
-            "flat": ("flat maps", 0),
-        },
-        ("score", "higher is better"),
-    ),
-    "erf": Section(
-        "Effective receptive field",
-        "The share of the image's area that holds so much of the gradient of the centre output "
-        "(arXiv:2203.06717).",
-        {f"share_of_area/{t}": (f"{100 * float(t):.0f} %", 3) for t in ("0.2", "0.3", "0.5", "0.99")},
-    ),
-    "kernels": Section(
-        "Kernels",
-        "Per stage, in pixels: the mean distance from the middle, weighted with |kernel|, and the share of "
-        "|kernel| outside the middle 7 x 7; of the elements, their mean distance, the share at the edge of "
-        "their range, and sigma.",
-        {
-            "name": ("stage", 0),
-            "size": ("size", 0),
-            "version": ("version", 0),
-            "radius": ("radius", 2),
-            "outside_7x7": ("outside 7 x 7", 3),
-            "mean_distance": ("mean distance", 2),
-            "at_border": ("at the edge", 3),
-            "sigma/mean": ("sigma", 2),
-        },
-    ),
-    "throughput": Section(
-        "Speed",
-        "Models of one file were timed side by side; speeds are those of the first model of the file.",
-        {
-            "mode": ("mode", 0),
-            "layout": ("layout", 0),
-            "ms/median": ("ms per step", 1),
-            "images_per_second": ("images/s", 1),
-            "speed": ("speed", 2),
-        },
-    ),
-    "layers": Section("Layers", "Forward and backward, by themselves: the median of the runs.", {}),
-    "segmentation": Section(
-        "Segmentation",
-        "In percent, before and after the training: the mean over classes of intersection over union, and "
-        "the share of pixels.",
-        {
-            "before/miou": ("mIoU before", 1),
-            "miou": ("mIoU", 1),
-            "before/pixels": ("pixels before", 1),
-            "pixels": ("pixels", 1),
-            "updates": ("updates", 0),
-            "n": ("images", 0),
-        },
-        ("miou", "higher is better"),
-    ),
-    "detection": Section(
-        "Detection",
-        "COCO's average precision in percent, of boxes and of masks, before and after the training; AP50 "
-        "asks for an intersection over union of 0.5 only.",
-        {
-            "before/box_ap": ("box AP before", 1),
-            "box_ap": ("box AP", 1),
-            "box_ap50": ("box AP50", 1),
-            "before/mask_ap": ("mask AP before", 1),
-            "mask_ap": ("mask AP", 1),
-            "mask_ap50": ("mask AP50", 1),
-            "updates": ("updates", 0),
-            "n": ("images", 0),
-        },
-        ("box_ap", "higher is better"),
-    ),
+    "accuracy": accuracy.SECTION,
+    "robustness": robustness.SECTION,
+    "gradcam": gradcam.SECTION,
+    "erf": erf.SECTION,
+    "kernels": kernels.SECTION,
+    "throughput": throughput.SECTION,
+    "layers": layers.SECTION,
+    **training_sections.SECTIONS,
 }
 PUBLISHED_NAMES = {
     "top1": "top-1, %",
@@ -172,22 +59,8 @@ PUBLISHED_NAMES = {
 
 
 def read_results(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """Reads results, each with its ``path``.
-
-    Raises:
-        ValueError: If a file is not a result of ``python -m eval`` or of a dense task's training.
-    """
-    results = []
-    for path in paths:
-        try:
-            result = json.loads(path.read_text(encoding="utf-8"))
-            missing = [key for key in ("task", "command", "date", "machine", "versions") if key not in result]
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path} is not a result of python -m eval: {error}") from error
-        if missing:
-            raise ValueError(f"{path} is not a result of python -m eval: it lacks {', '.join(missing)}")
-        results.append({**result, "path": path})
-    return results
+    """Reads results, each with its ``path``; see ``read_result`` for errors."""
+    return [{**read_result(path), "path": path} for path in paths]
 
 
 def write_report(results: Sequence[dict[str, Any]], output: Path, title: str) -> None:
@@ -198,7 +71,7 @@ def write_report(results: Sequence[dict[str, Any]], output: Path, title: str) ->
         output: ``.html``, one file with its pictures in it, or ``.md``.
         title: Its heading.
     """
-    blocks = [f"# {_cell(title)}"]
+    blocks = [f"# {plain(title)}"]
     if drawn := draw(results):
         picture = output.with_name(f"{output.stem}_models.png")
         if output.suffix == ".md":
@@ -207,20 +80,19 @@ def write_report(results: Sequence[dict[str, Any]], output: Path, title: str) ->
         blocks.append(f"![All models]({link})")
     for task in dict.fromkeys(result["task"] for result in results):
         blocks += _section(task, [result for result in results if result["task"] == task], output)
-    blocks += ["## How it was measured", _provenance(results)]
+    blocks += ["## How it was measured", _how_measured(results)]
     text = "\n\n".join(blocks) + "\n"
     if output.suffix == ".html":
         head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
         body = markdown(text, extensions=["tables"])
         text = f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
-    part = output.with_name(output.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(output)
+    with replaced(output) as part:
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _section(task: str, results: Sequence[dict[str, Any]], output: Path) -> Iterable[str]:
     section = SECTIONS.get(task, Section(task, "", {}))
-    yield f"## {_cell(section.title)}"
+    yield f"## {plain(section.title)}"
     if section.text:
         yield section.text
     rows = [row for result in results for row in _rows(result)]
@@ -229,13 +101,13 @@ def _section(task: str, results: Sequence[dict[str, Any]], output: Path) -> Iter
     if shown:
         header = ["model", *(name for name, _ in shown.values())]
         cells = [[_value(_at(row, key), digits) for key, (_, digits) in shown.items()] for row in rows]
-        yield markdown_table(header, [[_cell(str(r["model"])), *c] for r, c in zip(rows, cells, strict=True)])
+        yield markdown_table(header, [[plain(str(r["model"])), *c] for r, c in zip(rows, cells, strict=True)])
     for result in results:
-        if task == "layers":
-            yield layers.tables(result)
+        if section.tables:
+            yield section.tables(result)
         for name in result.get("pictures", []):
             file = result["path"].parent / name
-            what = _cell(str(result.get("model", file.stem)))
+            what = plain(str(result.get("model", file.stem)))
             yield f"![{what}]({_link(file, output)})" if file.is_file() else f"{what}: {file} is not there."
     yield from _reported(task, {str(row["model"]) for row in rows})
 
@@ -255,18 +127,18 @@ def _scalars(rows: Sequence[dict[str, Any]]) -> dict[str, tuple[str, int]]:
 
 def _reported(task: str, models: set[str]) -> Iterable[str]:
     """What others have published of the same models, marked as such."""
-    with PUBLISHED.open(newline="") as file:
+    with PUBLISHED.open(newline="", encoding="utf-8") as file:
         rows = [r for r in csv.DictReader(file) if r["task"] == task and _same(r["model"], models)]
     if not rows:
         return
     yield "Reported by others, **not measured here** (ImageNet-1k; for speed, their machine):"
     measures = list(dict.fromkeys(r["measure"] for r in rows))
-    found: dict[tuple[str, str], dict[str, str]] = {}
+    values: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows:
-        found.setdefault((row["model"], row["source"]), {})[row["measure"]] = row["value"]
+        values.setdefault((row["model"], row["source"]), {})[row["measure"]] = row["value"]
     yield markdown_table(
         ["model", "source", *(PUBLISHED_NAMES[m] for m in measures)],
-        [[model, source, *(of.get(m, "") for m in measures)] for (model, source), of in found.items()],
+        [[model, source, *(of.get(m, "") for m in measures)] for (model, source), of in values.items()],
         left=2,
     )
 
@@ -277,12 +149,12 @@ def _same(published: str, models: set[str]) -> bool:
     )
 
 
-def _provenance(results: Sequence[dict[str, Any]]) -> str:
+def _how_measured(results: Sequence[dict[str, Any]]) -> str:
     lines = []
     for result in results:
         versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
         where = f"{result['date']}, {result['machine']}, {versions}"
-        lines.append(f"- `{result['command'].replace('`', '')}`: {_cell(where)}")
+        lines.append(f"- {code(result['command'])}: {plain(where)}")
     return "\n".join(lines)
 
 
@@ -291,9 +163,9 @@ def draw(results: Sequence[dict[str, Any]]) -> bytes:
     panels: dict[str, list[tuple[str, float, tuple[float, float] | None]]] = {}
     for task, result in [(whole["task"], row) for whole in results for row in _rows(whole)]:
         section = SECTIONS.get(task)
-        if not section or not section.drawn:
+        if not section or not section.bars:
             continue
-        key, better = section.drawn
+        key, better = section.bars
         if result.get(key) is None and "mce" in result:
             key, better = "mce", "lower is better"
         value = result.get(key)
@@ -343,12 +215,8 @@ def _value(value: Any, digits: int) -> str:
     if isinstance(value, list):
         return " x ".join(map(str, value))
     if isinstance(value, str):
-        return _cell(value)
+        return plain(value)
     return f"{value:,.{digits}f}" if isinstance(value, float) else f"{value:,}"
-
-
-def _cell(text: str) -> str:
-    return html.escape(text, quote=False).replace("|", "\\|").replace("\n", " ")
 
 
 def _link(file: Path, output: Path) -> str:
@@ -358,7 +226,7 @@ def _link(file: Path, output: Path) -> str:
 
 
 def _relative(file: Path, output: Path) -> str:
-    return quote(Path(os.path.relpath(file, output.parent)).as_posix())
+    return quote(relative(file, output), errors="surrogateescape")
 
 
 def _embedded(png: bytes) -> str:

@@ -1,49 +1,61 @@
-"""The JSON of a result: what was measured, and how it came to be. The report and the model cards read it."""
+"""Writing what a command measured: the result first, then its picture, which may fail."""
 
 import argparse
-import json
 import os
-import platform
-import shlex
-from datetime import date
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import timm
-import torch
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
-import dcls_models
-
-
-def provenance(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What every result says about how it came to be: ``task``, ``command``, ``date``, machine, versions."""
-    versions = {"torch": torch.__version__, "timm": timm.__version__, "dcls_models": dcls_models.__version__}
-    return {
-        "task": arguments.task,
-        "command": shlex.join(["python", "-m", "eval", *arguments.argv]),
-        "date": date.today().isoformat(),
-        "machine": machine(getattr(arguments, "device", "cpu")),
-        "versions": {"python": platform.python_version(), **versions},
-    }
+from dcls_models.files import one_line, replaced, write_json
+from dcls_models.provenance import provenance
 
 
-def pictures(picture: Path | None, output: Path) -> list[str]:
-    """The names of a result's pictures, relative to its JSON."""
-    return [Path(os.path.relpath(picture, output.parent)).as_posix()] if picture else []
+def write_result(
+    arguments: argparse.Namespace, result: Mapping[str, Any], draw: Callable[[], Figure] | None = None
+) -> None:
+    """Writes the files that the command line asks for.
+
+    Args:
+        arguments: With ``output``, ``picture`` or neither.
+        result: What was measured.
+        draw: Makes the picture.
+    """
+    output, picture = arguments.output, getattr(arguments, "picture", None)
+    device = getattr(arguments, "device", "cpu")
+    command = ["python", "-m", "eval", *arguments.argv]
+    content = {**result, "pictures": [], **provenance(arguments.task, command, device)}
+    if output:
+        write_json(output, content)
+    if picture and draw and write_picture(picture, draw) and output:
+        write_json(output, content | {"pictures": [relative(picture, output)]})
 
 
-def machine(device: str) -> str:
-    """The accelerator's name, or the processor's with the number of threads used."""
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
+def relative(file: Path, page: Path) -> str:
+    """The path of a file as seen from the folder of another one."""
+    return Path(os.path.relpath(file, page.parent)).as_posix()
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes a result, beside the old one first, so that there is always a whole file or none."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=2) + "\n")
-    part.replace(path)
+def write_picture(path: Path, draw: Callable[[], Figure]) -> bool:
+    """Draws and writes a PNG file; what goes wrong with it is a warning.
+
+    Text is drawn as it is, also that of a class called ``$5_$10``, which matplotlib would read as a formula.
+
+    Returns:
+        Whether there is a picture now.
+    """
+    try:
+        with plt.rc_context({"text.parse_math": False}), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph")  # a letter that the font lacks becomes a box
+            figure = draw()
+            with replaced(path) as part:
+                figure.savefig(part, format="png", dpi=110)
+    except Exception as error:  # the numbers do not depend on it
+        print(f"warning: the picture {path} could not be drawn: {one_line(error)}")
+        return False
+    finally:
+        plt.close("all")
+    return True

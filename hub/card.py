@@ -1,24 +1,24 @@
 """The model card: written from measured results, with the data set and licence that somebody stands for."""
 
-import json
 import re
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 
 from dcls_models.loading import load_model
-from dcls_models.provenance import state_dict_sha256
+from dcls_models.markdown import code, plain
+from dcls_models.provenance import read_result, state_dict_sha256
 from hub import INSTALL, HubError
 from hub.folder import CARD, check_folder, written_at_once
 from hub.remote import check_repo_id
 
 METRICS = {"top1": "top-1 accuracy", "top5": "top-5 accuracy", "map": "mean average precision"}  # in percent
 ENTRIES = ".eval_results/results.yaml"
-MEASURED = ("command", "date", "machine", "versions", "n")
+TOP = 5  # answers that count for top-5
 TAGS = ["timm", "pytorch", "dcls", "dilated-convolution", "learnable-spacings", "large-kernel"]
 
 PAPERS = {  # arXiv number: title, authors, year
@@ -49,7 +49,7 @@ PAPERS = {  # arXiv number: title, authors, year
 def write_card(
     folder: Path,
     results: Sequence[Path],
-    dataset: str,
+    dataset: str | None,
     licence: str,
     repo: str,
     *,
@@ -62,7 +62,7 @@ def write_card(
     Args:
         folder: Of ``python -m hub export`` or ``convert``.
         results: JSON files of ``python -m eval accuracy --output``.
-        dataset: What the numbers were measured on, in words.
+        dataset: What the numbers were measured on, in words; by default as the results name it.
         licence: Of the weights, as the Hub spells it (``mit``, ``cc-by-4.0``, ``other``).
         repo: Where it will be published, ``USER/NAME``, for the lines that show how to use it.
         dataset_id: The data set on the Hub, if it is there; only then ``.eval_results`` is written.
@@ -81,12 +81,13 @@ def write_card(
     check_repo_id(repo)
     if picture and picture.read_bytes()[:4] != b"\x89PNG":
         raise HubError(f"{picture} is not a PNG picture")
-    measured = [_measured(path) for path in results]
+    measured = [_read_accuracy(path) for path in results]
     if not measured:
         raise HubError(
             "a card needs measured results: python -m eval accuracy --output FILE, then --results FILE"
         )
     _check_weights(folder, dict(zip(results, measured, strict=True)))
+    names = [dataset or _named(result) for result in measured]
     name = repo.split("/")[1]
     data = ModelCardData(
         library_name="timm",
@@ -100,13 +101,13 @@ def write_card(
         eval_results=[
             EvalResult(
                 task_type=_task(found.config),
-                dataset_type=dataset_id or re.sub(r"\W+", "-", dataset.lower()).strip("-"),
-                dataset_name=dataset,
+                dataset_type=dataset_id or re.sub(r"\W+", "-", on.lower()).strip("-"),
+                dataset_name=on,
                 metric_type="accuracy" if key != "map" else "mAP",
                 metric_name=METRICS[key],
                 metric_value=result[key],
             )
-            for result in measured
+            for result, on in zip(measured, names, strict=True)
             for key in METRICS
             if key in result
         ],
@@ -116,13 +117,14 @@ def write_card(
         f"---\n{data.to_yaml()}\n---\n",
         _what(found.config, found.parameters, name),
         _usage(found.config, f"hf-hub:{repo}"),
-        _numbers(measured, dataset),
+        _numbers(measured, names),
         "![Learned kernels](kernels.png)\n" if picture else "",
         _provenance(found.config, found.metadata, terms),
         _citations(found.config),
     ]
     with written_at_once(folder) as part:
-        (part / CARD).write_text("\n".join(section for section in sections if section), encoding="utf-8")
+        text = "\n".join(section for section in sections if section)
+        (part / CARD).write_text(text, encoding="utf-8", errors="backslashreplace")
         for i, path in enumerate(results):
             shutil.copyfile(path, part / f"results{'' if i == 0 else i + 1}.json")
         if picture:
@@ -147,17 +149,36 @@ def _task(config: dict[str, Any]) -> str:
     )
 
 
-def _measured(path: Path) -> dict[str, Any]:
+def result_of(path: Path) -> dict[str, Any]:
+    """A results file; see ``read_result``.
+
+    Raises:
+        HubError: If it is none.
+    """
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        missing = [key for key in MEASURED if key not in result]
-        if missing or not any(isinstance(result.get(key), int | float) for key in METRICS):
-            raise ValueError(f"it lacks {', '.join(missing) or 'an accuracy'}")
-    except (OSError, ValueError, TypeError) as error:
-        raise HubError(
-            f"{path} is not a results file of python -m eval accuracy --output: {error}"
-        ) from error
+        return read_result(path)
+    except OSError as error:
+        raise HubError(f"{path} is not a results file, it cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise HubError(str(error)) from error
+
+
+def _read_accuracy(path: Path) -> dict[str, Any]:
+    """A results file with an accuracy; without top-5 where that says nothing, as for five classes."""
+    result = result_of(path)
+    if "n" not in result or not any(isinstance(result.get(key), int | float) for key in METRICS):
+        raise HubError(f"{path} has no accuracy: give what python -m eval accuracy wrote with --output")
+    if result.get("classes", TOP + 1) <= TOP:
+        result.pop("top5", None)
     return result
+
+
+def _named(result: dict[str, Any]) -> str:
+    """What was measured on, as the result names it; of a folder only the name."""
+    dataset = str(result.get("dataset") or "")
+    if not dataset:
+        raise HubError("the results do not say what was measured on: say it with --dataset")
+    return dataset if dataset.startswith(("hfds/", "wds/")) else PurePath(dataset).name or dataset
 
 
 def _check_weights(folder: Path, measured: dict[Path, dict[str, Any]]) -> None:
@@ -207,16 +228,17 @@ def _usage(config: dict[str, Any], model: str) -> str:
     )
 
 
-def _numbers(measured: list[dict[str, Any]], dataset: str) -> str:
+def _numbers(measured: list[dict[str, Any]], names: list[str]) -> str:
     lines = [
         "## Measured\n",
         "| data | metric | value | images | command | when, on what |",
         "|" + "---|" * 6,
     ]
-    for result in measured:
-        versions = ", ".join(f"{k} {v}" for k, v in result["versions"].items())
-        rest = f"{result['n']} | `{result['command']}` | {result['date']}, {result['machine']}, {versions} |"
-        lines += [f"| {dataset} | {METRICS[k]} | {result[k]} % | {rest}" for k in METRICS if k in result]
+    for result, on in zip(measured, names, strict=True):
+        versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+        where = plain(f"{result['date']}, {result['machine']}, {versions}")
+        rest = f"{result['n']} | {code(result['command'])} | {where} |"
+        lines += [f"| {plain(on)} | {METRICS[k]} | {result[k]} % | {rest}" for k in METRICS if k in result]
     return "\n".join(lines) + "\n"
 
 

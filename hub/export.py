@@ -2,7 +2,6 @@
 
 import copy
 import json
-import platform
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,18 +13,19 @@ import torch
 from timm.utils.model import reparameterize_model
 from torch import nn
 
-import dcls_models
 from dcls_models._timm import get_model_args, save_config_for_hf
 from dcls_models.checkpoint import check_values
-from dcls_models.files import sha256_of
+from dcls_models.files import one_line, sha256_of, write_json
 from dcls_models.layers import DclsNd
-from dcls_models.loading import load_model
+from dcls_models.loading import load_model, read_run
+from dcls_models.provenance import versions
 from hub import HubError
-from hub.card import plain_card
+from hub.card import plain_card, result_of
 from hub.folder import CARD, CONFIG, WEIGHTS, check_folder, config_sha256, written_at_once
 
 ORIGIN = ("origin_url", "paper_ids", "notes", "license", "tag", "url")  # of published weights
 KEPT_PRECISE = ("positions", "sigma", "running_mean", "running_var")
+WHERE = ("root", "predict_root", "classes")  # paths on a machine are nobody's business
 SOURCE_CFG = (
     "mean",
     "std",
@@ -126,27 +126,23 @@ def export_checkpoint(
 
     Raises:
         CheckpointError: If the checkpoint cannot be read, or has no averaged weights.
-        HubError: As :func:`export`.
+        HubError: As :func:`export`, or if ``results`` is not a results file.
     """
     model = load_model(checkpoint=checkpoint, ema=ema)
-    stored = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    averaged = ema is not False and any(key.startswith("ema.") for key in stored["state_dict"])
-    run, data = stored["hyper_parameters"], stored["datamodule_hyper_parameters"]
+    run = read_run(checkpoint)
+    averaged = bool(run.averaged) and ema is not False
     training = {
-        "model": dict(run),
-        "data": {k: v for k, v in data.items() if k != "root"},  # where it was is nobody's business
-        "epoch": stored["epoch"],
-        "global_step": stored["global_step"],
+        "model": run.model,
+        "data": {k: v for k, v in run.data.items() if k not in WHERE},
+        "epoch": run.epoch,
+        "global_step": run.global_step,
         "weights": "averaged (EMA)" if averaged else "raw",
     }
     files = {"training.json": json.dumps(training, indent=2, default=str) + "\n"}
     if results:
-        try:
-            files["results.json"] = json.dumps(json.loads(results.read_text("utf-8")), indent=2) + "\n"
-        except (OSError, ValueError) as error:
-            raise HubError(f"{results} is not a results file of python -m eval: {error}") from error
+        files["results.json"] = json.dumps(result_of(results), indent=2) + "\n"
     source = {"source": f"{checkpoint.name}, {training['weights']}", "source_sha256": sha256_of(checkpoint)}
-    return export(model, out, published=run.get("pretrained", True), files=files, **source, **options)
+    return export(model, out, published=run.model.get("pretrained", True), files=files, **source, **options)
 
 
 def plain_model(model: nn.Module) -> nn.Module:
@@ -206,15 +202,12 @@ def _write(model: nn.Module, part: Path, half: bool, source: dict[str, str]) -> 
     cfg, choices = model.pretrained_cfg, _dcls_choices(model)
     extra = {k: cfg[k] for k in ("label_names", "label_descriptions") if cfg.get(k)}
     save_config_for_hf(model, part / CONFIG, model_config=extra, model_args=choices)
-    config = json.loads((part / CONFIG).read_text())
+    config = json.loads((part / CONFIG).read_text(encoding="utf-8"))
     metadata = {
         "format": "pt",
         "architecture": config["architecture"],
         "precision": "float16" if half else "float32",
-        "dcls_models": dcls_models.__version__,
-        "timm": timm.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
+        **versions(),
         "git_commit": _git_commit(),
         "config_sha256": config_sha256(config),
         **source,
@@ -229,7 +222,7 @@ def _write(model: nn.Module, part: Path, half: bool, source: dict[str, str]) -> 
     except safetensors.SafetensorError as error:  # which is no OSError
         raise HubError(f"the weights cannot be written: {error}") from error
     config["weights_sha256"] = sha256_of(part / WEIGHTS)
-    (part / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_json(part / CONFIG, config)
     (part / CARD).write_text(plain_card(config), encoding="utf-8")
     return metadata
 
@@ -253,7 +246,7 @@ def _load(folder: Path) -> nn.Module:
     except Exception as error:
         raise HubError(
             "timm cannot build this model from its name alone, so its weights cannot be shared as a folder: "
-            f"register a model of your own first ({str(error).splitlines()[0]})"
+            f"register a model of your own first ({one_line(error)})"
         ) from error
 
 

@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 import dcls_models  # noqa: F401  (registers the models)
 from dcls_models.files import sha256_of
+from dcls_models.loading import read_config
 from hub import HubError
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -155,18 +156,12 @@ def _read_config(path: Path) -> dict[str, Any]:
     if path.stat().st_size > 2**22:
         raise HubError(f"{path} has {path.stat().st_size} bytes, which no config needs; it is refused")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if not (isinstance(config["architecture"], str) and isinstance(config.get("pretrained_cfg"), dict)):
-            raise ValueError("architecture must be a name and pretrained_cfg a dictionary")
-        if not isinstance(config.get("model_args", {}), dict):
-            raise ValueError(f"model_args must be a dictionary, got {type(config['model_args']).__name__}")
-        size = config["pretrained_cfg"].get("input_size")
-        if not (isinstance(size, list) and len(size) == 3 and all(type(n) is int and n > 0 for n in size)):
-            raise ValueError(f"input_size must be three whole numbers, got {str(size)[:60]}")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise HubError(
-            f"{path} is not a config that timm can read ({type(error).__name__}: {error})"
-        ) from error
+        config = read_config(path)
+    except ValueError as error:
+        raise HubError(str(error)) from error
+    size = config["pretrained_cfg"].get("input_size")
+    if not (isinstance(size, list) and len(size) == 3 and all(type(n) is int and n > 0 for n in size)):
+        raise HubError(f"{path}: input_size must be three whole numbers, got {str(size)[:60]}")
     return config
 
 
@@ -201,9 +196,7 @@ def _numbers(value: Any) -> Iterator[float]:
 
 def _check_config(config: dict[str, Any], tensors: dict[str, tuple[list[int], str]]) -> None:
     """Refuses what would make building the model run away or load something else."""
-    name, cfg, arguments = config["architecture"], config["pretrained_cfg"], config.get("model_args", {})
-    if not timm.is_model(name):
-        raise HubError(f"{CONFIG} names the architecture {name!r}, which neither timm nor dcls_models has")
+    cfg, arguments = config["pretrained_cfg"], config.get("model_args", {})
     taken = sorted(arguments.keys() & inspect.signature(timm.create_model).parameters.keys())
     if taken:
         raise HubError(f"model_args in {CONFIG} would tell timm how to load, not what: {', '.join(taken)}")

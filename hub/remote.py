@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 
-from dcls_models.files import sha256_of
+from dcls_models.files import one_line, sha256_of
 from hub import HubError
 
 AGAIN = "run the same command again"
@@ -96,8 +96,7 @@ def _meaning(error: BaseException) -> str:
 
 
 def _line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return without_token(lines[0] if lines else type(error).__name__)
+    return without_token(one_line(error))
 
 
 def without_token(text: str) -> str:

@@ -13,9 +13,9 @@ from timm.data import create_transform, resolve_data_config
 from dcls_models import CheckpointError
 from dcls_models.layers import DclsNd
 from dcls_models.loading import load_model
-from eval.__main__ import main as eval_main
-from eval.data import open_samples
-from hub.__main__ import main as hub_main
+from eval.classification.data import open_samples
+from eval.cli import main as eval_main
+from hub.cli import main as hub_main
 from train.__main__ import main as train_main
 from train.data import Images
 from train.digits import write_digits

@@ -11,9 +11,9 @@ from PIL import Image
 from torch import nn
 
 import dcls_models  # noqa: F401
-from eval.__main__ import main
-from eval.erf import contributions, effective_receptive_field, for_drawing, share_of_area
-from eval.features import stage_of
+from eval.cli import main
+from eval.interpretability.erf import contributions, effective_receptive_field, for_drawing, share_of_area
+from eval.interpretability.features import stage_of
 from hub.export import export
 
 TINY = timm.list_models("test_*_dcls")

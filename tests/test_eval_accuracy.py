@@ -30,11 +30,11 @@ from timm.utils import AverageMeter
 from timm.utils import accuracy as timm_accuracy
 
 from dcls_models._timm import save_for_hf
-from eval import metrics
-from eval.__main__ import main
-from eval.data import UNREADABLE, match_classes, open_samples
-from eval.evaluate import evaluate, set_up
-from eval.store import Outputs, Store
+from eval.classification import metrics
+from eval.classification.data import UNREADABLE, match_classes, open_samples
+from eval.classification.evaluate import evaluate, set_up
+from eval.classification.store import Predictions, Store
+from eval.cli import main
 from tests.training import in_child
 
 CLASSES = 7
@@ -357,7 +357,7 @@ class TooLarge(torch.nn.Module):
 
 
 def arguments(model, *more):
-    from eval.__main__ import parser
+    from eval.cli import parser
 
     return parser().parse_args(["accuracy", "--model", model, "--img-size", "32", "--device", "cpu", *more])
 
@@ -504,7 +504,7 @@ def test_some_outputs_count_as_in_validate(images, tmp_path):
 def random_outputs(n, classes):
     logits = 3 * torch.randn(n, classes)
     labels = torch.randint(classes, (n,))
-    return Outputs(torch.arange(n), labels, logits, logits.topk(5, 1, True, True).indices)
+    return Predictions(torch.arange(n), labels, logits, logits.topk(5, 1, True, True).indices)
 
 
 def test_real_labels_are_those_of_timm():
@@ -516,12 +516,13 @@ def test_real_labels_are_those_of_timm():
     logits = torch.zeros(50_000, 300 + 700).scatter_(1, ranked, torch.arange(5.0, 0, -1).expand(50_000, 5))
     ranked = logits.topk(5, 1, True, True).indices
     real.add_result(logits)
-    found = metrics.real_labels(Outputs(torch.arange(50_000), ranked[:, 0], logits, ranked), names, None)
+    known = metrics.real_labels(names, logits.shape[1], None)
+    found = metrics.real_accuracy(Predictions(torch.arange(50_000), ranked[:, 0], logits, ranked), known)
     assert found["real_top1"] == round(real.get_accuracy(1), 4) > 30
     assert found["real_top5"] == round(real.get_accuracy(5), 4)
     assert found["real_n"] == len(real.is_correct[1]) == 46_837
     with pytest.raises(ValueError, match=r"0\.png is not an image of ImageNet's validation set"):
-        metrics.real_labels(Outputs(torch.arange(1), ranked[:1, 0], logits[:1], ranked[:1]), ["0.png"], None)
+        metrics.real_labels(["0.png"], 1000, None)
 
 
 def test_calibration_error_and_likelihood_are_their_definitions():
@@ -539,7 +540,7 @@ def test_calibration_error_and_likelihood_are_their_definitions():
 def test_tables_of_classes_and_confusions(tmp_path):
     labels = torch.tensor([0, 0, 0, 1, 1, 2])
     ranked = torch.tensor([[0, 1], [1, 0], [1, 2], [1, 0], [0, 1], [0, 1]])
-    found = Outputs(torch.arange(6), labels, torch.zeros(6, 4), ranked)
+    found = Predictions(torch.arange(6), labels, torch.zeros(6, 4), ranked)
     assert metrics.confusions(found, "abcd", most=2) == [
         {"label": "a", "prediction": "b", "n": 2, "share": 66.6667},
         {"label": "b", "prediction": "a", "n": 1, "share": 50.0},

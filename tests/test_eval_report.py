@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from eval.__main__ import main
+from eval.cli import main
 
 DOCS = Path(__file__).parent.parent / "docs"
 SHARED = {
@@ -123,7 +123,7 @@ def test_it_reads_what_is_in_docs(tmp_path):
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"task": "accuracy", "top1": 1}'])
 def test_what_is_no_result_is_refused(tmp_path, content):
     (tmp_path / "a.json").write_text(content)
-    with pytest.raises(ValueError, match=r"a\.json is not a result of python -m eval"):
+    with pytest.raises(ValueError, match=r"a\.json is not a results file"):
         report(tmp_path, "out.md")
     assert not (tmp_path / "out.md").exists()
 

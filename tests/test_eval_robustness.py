@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from timm.data import ImageNetInfo
 
-from eval import corruptions
-from eval.__main__ import main
-from eval.corruptions import ALEXNET, C_BAR, Corruption
-from eval.robustness import over_corruptions
+from eval.classification import corruptions
+from eval.classification.corruptions import ALEXNET, C_BAR, Corruption
+from eval.classification.robustness import over_corruptions
+from eval.cli import main
 from tests.test_eval_accuracy import save_model, validate, write_folder
 
 SYNSETS = ImageNetInfo().label_names()

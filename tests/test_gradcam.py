@@ -17,12 +17,12 @@ from scipy import stats
 from torch.nn import functional as F
 
 import dcls_models  # noqa: F401
-from eval.__main__ import main
-from eval.alignment import CEILING, compare, spearman, summarise
-from eval.cam import METHODS, layer_of, normalise, resize, weighted_activations
-from eval.clickme import Shards, blurred, open_human_maps, records_of
-from eval.features import stage_of
-from eval.images import transform_of
+from dcls_models.images import transform_of
+from eval.cli import main
+from eval.interpretability.alignment import CEILING, compare, spearman, summarise
+from eval.interpretability.cam import METHODS, THRESHOLD, layer_of, normalise, resize, weighted_activations
+from eval.interpretability.clickme import ClickMe, blurred, open_human_maps, records_of
+from eval.interpretability.features import stage_of
 from hub.export import export
 
 TINY = timm.list_models("test_*_dcls")  # one of each family
@@ -99,12 +99,20 @@ class TestMaps:
         torch.testing.assert_close(together, torch.cat(alone))
         assert all(p.grad is None for p in model.parameters())
 
-    @pytest.mark.parametrize("name", TINY)
+    @pytest.mark.parametrize("name", [*TINY, "swin", "in place"])
     def test_the_space_shows_the_same_maps(self, name: str) -> None:
         spec = importlib.util.spec_from_file_location("look", Path("hub/space/look.py"))
         look = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(look)
-        model, (image, _) = trained_like(name), pictures(1)[0]
+        assert look.THRESHOLD == THRESHOLD
+        model, (image, _) = trained_like(name if name in TINY else "test_convnext_dcls"), pictures(1)[0]
+        if name == "swin":  # its maps are (N, H, W, C)
+            size = {"img_size": 64, "pretrained_cfg_overlay": {"input_size": (3, 64, 64)}}
+            model = timm.create_model(
+                "swin_tiny_patch4_window7_224", num_classes=9, window_size=2, **size
+            ).eval()
+        elif name == "in place":
+            model.norm_pre = torch.nn.ReLU(inplace=True)
         inputs = look.inputs_of(model, image)
         weighted, _ = weighted_activations(model, inputs)
         for threshold, method in enumerate(METHODS):
@@ -222,8 +230,8 @@ class TestClickMe:
         for name, (content, message) in broken.items():
             (tmp_path / name).write_bytes(content)
             with pytest.raises(ValueError, match=rf"{name}.*{message}|{message}.*"):
-                Shards([tmp_path / name])[0]
-        assert Shards([tmp_path / "flipped"])[1].label == 1, "the other record is whole"
+                ClickMe([tmp_path / name])[0]
+        assert ClickMe([tmp_path / "flipped"])[1].label == 1, "the other record is whole"
 
     def test_records_that_are_not_clickmes_are_named(self, tmp_path: Path) -> None:
         image, heatmap = pictures(1)[0]

@@ -23,7 +23,7 @@ from test_checkpoint import GOLDENS, NAMES, classes, difference, overrides, path
 from dcls_models import CheckpointError
 from dcls_models.files import sha256_of
 from dcls_models.loading import load_model
-from hub.__main__ import main as hub_main
+from hub.cli import main as hub_main
 from hub.export import export
 from train.__main__ import main as train_main
 from train.digits import write_digits
@@ -36,7 +36,7 @@ WORKER = """
 import contextlib, io, json, os, sys, time, traceback
 import huggingface_hub, timm, torch
 import dcls_models
-from hub.__main__ import main
+from hub.cli import main
 
 answers = sys.stdout
 huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = 4096  # small pieces for small files
@@ -565,7 +565,7 @@ def test_what_a_repository_must_not_have(server: HubServer, client: Client, smal
     assert "truncated" in error(**{**good, "model.safetensors": good["model.safetensors"][:-9]})
     config = json.loads(good["config.json"])
     config["architecture"] = "evilnet"
-    assert "the architecture 'evilnet', which neither" in error(
+    assert "the architecture 'evilnet', which timm and dcls_models lack" in error(
         **{**good, "config.json": json.dumps(config).encode()}
     )
 

@@ -1,9 +1,11 @@
 """Folders of weights: what is exported, what a card says, and what is refused before it is loaded."""
 
 import copy
+import html
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +20,7 @@ import timm
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from markdown import markdown
 from PIL import Image
 from test_checkpoint import NAMES, classes, difference, overrides, path_of, payload_of
 from torch import nn
@@ -27,7 +30,7 @@ from dcls_models.files import sha256_of
 from dcls_models.layers import DclsNd
 from dcls_models.provenance import state_dict_sha256
 from hub import INSTALL, HubError
-from hub.__main__ import main as hub_main
+from hub.cli import main as hub_main
 from hub.convert import convert, key_values
 from hub.export import export
 from hub.folder import check_folder, config_sha256
@@ -347,7 +350,7 @@ def test_the_code_of_a_card_runs(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_card_assumes_nothing(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for option in ("license", "dataset", "results", "repo"):
+    for option in ("license", "results", "repo"):
         arguments = card(folder)
         at = arguments.index(f"--{option}")
         with pytest.raises(SystemExit):
@@ -356,10 +359,15 @@ def test_a_card_assumes_nothing(folder: Path, tmp_path: Path, capsys: pytest.Cap
     with pytest.raises(HubError, match="--license-link"):
         hub_main(card(folder, license="other"))
     (tmp_path / "typed.json").write_text('{"top1": 99.9}')
-    with pytest.raises(HubError, match=r"not a results file of python -m eval accuracy.*command"):
+    with pytest.raises(HubError, match=r"not a results file, it lacks task, command"):
         hub_main(card(folder, results=tmp_path / "typed.json"))
     with pytest.raises(HubError, match="not a results file"):
         hub_main(card(folder, results=tmp_path / "nothing.json"))
+    (tmp_path / "nameless.json").write_text(json.dumps(json.loads(RESULTS.read_text()) | {"dataset": ""}))
+    nameless = card(folder, results=tmp_path / "nameless.json")
+    at = nameless.index("--dataset")
+    with pytest.raises(HubError, match="what was measured on: say it with --dataset"):
+        hub_main([*nameless[:at], *nameless[at + 2 :]])
     with pytest.raises(HubError, match="not a PNG picture"):
         hub_main(card(folder, picture=RESULTS))
     with pytest.raises(HubError, match="USER/NAME"):
@@ -367,6 +375,40 @@ def test_a_card_assumes_nothing(folder: Path, tmp_path: Path, capsys: pytest.Cap
     assert "Nothing was measured yet" in (folder / "README.md").read_text()
     with pytest.raises(HubError, match="says nothing of a licence"):
         hub_main(["publish", str(folder), "ada/zoo"])
+
+
+@pytest.mark.parametrize(
+    ("dataset", "name"), [("/home/ada/my photos/", "my photos"), ("hfds/ada/digits", "hfds/ada/digits")]
+)
+def test_a_card_names_the_data_as_the_results_do(
+    folder: Path, tmp_path: Path, dataset: str, name: str
+) -> None:
+    shutil.copytree(folder, tmp_path / "out")
+    measured = json.loads(RESULTS.read_text()) | {"dataset": dataset, "classes": 5, "command": "measure a|b"}
+    (tmp_path / "measured.json").write_text(json.dumps(measured))
+    arguments = card(tmp_path / "out", results=tmp_path / "measured.json")
+    at = arguments.index("--dataset")
+    hub_main([*arguments[:at], *arguments[at + 2 :]])
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert f"| {name} | top-1 accuracy | {measured['top1']} % |" in text and "/home" not in text
+    assert "`measure a\\|b`" in text and "top-5" not in text, "of five classes the best five are all"
+
+
+@pytest.mark.parametrize(
+    "name", ["$5_$10", "a|b", "<b>bold</b>", "*_x_*", "100 %", "été_夏", "`code`", "[x](y)"]
+)
+def test_a_card_shows_any_name_as_it_is(folder: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(folder, tmp_path / "out")
+    hub_main(card(tmp_path / "out", dataset=name))
+    text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8").split("---\n")[-1]
+    page = markdown(text, extensions=["tables"])
+    assert f"<td>{html.escape(name, quote=False)}</td>" in html_with_letters(page)
+    assert ModelCard.load(tmp_path / "out" / "README.md").data.eval_results[0].dataset_name == name
+
+
+def html_with_letters(page: str) -> str:
+    """HTML with numbered entities as the letters they are."""
+    return re.sub(r"&#(\d+);", lambda match: chr(int(match[1])), page)
 
 
 def test_results_of_other_weights_make_no_card(folder: Path, tmp_path: Path) -> None:
@@ -421,10 +463,10 @@ REFUSED: dict[str, Callable[[Path], object]] = {
     "has pytorch_model.bin and no model.safetensors; a pickle can run code": pickled,
     "there is no .*model.safetensors": lambda folder: (folder / "model.safetensors").unlink(),
     "there is no .*config.json": lambda folder: (folder / "config.json").unlink(),
-    "is not a config that timm can read": lambda folder: (folder / "config.json").write_text("{"),
+    "config.json is no JSON": lambda folder: (folder / "config.json").write_text("{"),
     "which no config needs": lambda folder: (folder / "config.json").write_bytes(b" " * 2**23),
     "outside the folder": linked,
-    "architecture 'evilnet', which neither timm nor dcls_models has": config_with(architecture="evilnet"),
+    "architecture 'evilnet', which timm and dcls_models lack": config_with(architecture="evilnet"),
     "sends timm elsewhere for the weights: url": config_with(pretrained_cfg__url="http://evil"),
     "sends timm elsewhere for the weights: hf_hub_filename": config_with(
         pretrained_cfg__hf_hub_filename="x.bin"
@@ -445,8 +487,9 @@ REFUSED: dict[str, Callable[[Path], object]] = {
     "input_size must be three whole numbers, got .3, -64, 64": config_with(
         pretrained_cfg__input_size=[3, -64, 64]
     ),
-    "must be a dictionary, got list": config_with(model_args=[1]),
-    "must be a dictionary, got NoneType": config_with(model_args=None),
+    "is not the config of a model: expected .* model_args": config_with(model_args=[1]),
+    "expected .* model_args .dictionaries.": config_with(model_args=None),
+    "expected a dictionary with architecture": lambda folder: (folder / "config.json").write_text("[]"),
     r"timm cannot build test_convnext_dcls as config.json says \(TypeError: .*nonsense": config_with(
         model_args__nonsense=1
     ),

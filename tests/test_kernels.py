@@ -11,8 +11,8 @@ from PIL import Image
 from torch import nn
 
 from dcls_models.layers import Dcls2d
-from eval.__main__ import main
-from eval.kernels import elements, magnitude, stages_of, statistics
+from eval.cli import main
+from eval.interpretability.kernels import elements, magnitude, stages_of, statistics
 from hub.export import export
 
 TINY = timm.list_models("test_*_dcls")

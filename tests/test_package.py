@@ -19,6 +19,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("train", "eval", "hub")
+WINGS = {"eval.classification", "eval.interpretability", "eval.speed"}
 HEAVY = {"pytorch_lightning", "lightning", "jsonargparse", "matplotlib", "sklearn", "torchmetrics"}
 
 # What each part of the library may import of the library. Files that are not named may import all of it.
@@ -31,6 +32,7 @@ MAY_IMPORT = {
     "dcls_models.loading": {"dcls_models.checkpoint", "dcls_models.files", "dcls_models._timm"},
     "dcls_models.provenance": set(),
     "dcls_models.images": set(),
+    "dcls_models.markdown": set(),
     "dcls_models.sounds": set(),
     "dcls_models.spectrogram": set(),
     "dcls_models._timm": set(),
@@ -136,6 +138,15 @@ class TestImports:
         assert not roots & (set(FOLDERS) - {folder})
         assert not roots & {"tests", "lightning"}
         assert "dcls_models" in roots
+
+    @pytest.mark.parametrize("wing", WINGS)
+    def test_the_wings_of_eval_do_not_know_each_other(self, wing: str) -> None:
+        hall = modules("eval")
+        files = {name: path for name, path in hall.items() if within(name, {wing})}
+        assert len(files) > 3
+        found = {i for name, path in files.items() for i in imports(name, path, hall)}
+        assert not {i for i in found if within(i, WINGS - {wing})}
+        assert not found & {"eval.cli", "eval.report"}
 
 
 @pytest.fixture(scope="module")

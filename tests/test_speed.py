@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from dcls_models.layers import Dcls2d
-from eval import __main__ as command_line
-from eval import layers, peers, throughput, timing
+from eval import cli as command_line
+from eval.section import markdown_table
+from eval.speed import layer_times, peers, throughput, timing
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +48,7 @@ class TestTiming:
         assert (found["slow"].runs, found["fast"].runs) == (3, 8)
 
     def test_a_table(self):
-        assert timing.markdown_table(["name", "ms"], [["a", "1.5"], ["long name", "10"]]).splitlines() == [
+        assert markdown_table(["name", "ms"], [["a", "1.5"], ["long name", "10"]]).splitlines() == [
             "| name      |  ms |",
             "| --------- | --: |",
             "| a         | 1.5 |",
@@ -131,7 +132,7 @@ class TestThroughput:
 
 class TestLayers:
     def test_shapes_are_those_of_the_model(self):
-        assert layers.shapes_of("convnext_dcls_tiny") == [
+        assert layer_times.shapes_of("convnext_dcls_tiny") == [
             (96, 56, 17),
             (192, 28, 17),
             (384, 14, 17),
@@ -139,7 +140,7 @@ class TestLayers:
         ]
 
     def test_all_parts(self, tmp_path, capsys, monkeypatch):
-        monkeypatch.setattr(layers, "FLUSHED", 2**16)  # fewer layers than a measurement needs
+        monkeypatch.setattr(layer_times, "FLUSHED", 2**16)  # fewer layers than a measurement needs
         output, picture = tmp_path / "layers.json", tmp_path / "layers.png"
         options = [
             "--models",
@@ -165,7 +166,7 @@ class TestLayers:
                 > row["channels"] * row["kernel"] ** 2
             )
         assert {(r["kernel"], r["layout"]) for r in result["convolution"]} == {
-            (k, layout) for k in (3, 7) for layout in layers.LAYOUTS
+            (k, layout) for k in (3, 7) for layout in layer_times.LAYOUTS
         }
         assert set(result["peers"][0]["ms"]) == {"dcls", "depthwise", "dense", "deformable"}
         printed = capsys.readouterr().out
@@ -181,14 +182,14 @@ class TestLayers:
             return layer.weight * 1
 
         grads = torch.ones(3, 2, 2)
-        call = layers._in_rotation([partial(kernel, layer) for layer in pool], pool, grads)
+        call = layer_times._in_rotation([partial(kernel, layer) for layer in pool], pool, grads)
         monkeypatch.setattr(torch.nn.Module, "named_parameters", None)  # not in the time of a call
         for _ in range(4):
             call()
         assert built == [*pool, pool[0]]
 
     def test_the_layers_are_larger_than_the_caches(self):
-        found = layers._layers(768, 26, 23, "gauss", "cpu")
+        found = layer_times._layers(768, 26, 23, "gauss", "cpu")
         assert sum(p.numel() for layer in found for p in layer.parameters()) >= timing.FLUSHED
         assert len({p.data_ptr() for layer in found for p in layer.parameters()}) == 4 * len(found)
 
@@ -199,4 +200,4 @@ class TestLayers:
             del a
             return b.sum()
 
-        assert 8000 <= layers.peak_memory(call) < 12000
+        assert 8000 <= layer_times.peak_memory(call) < 12000

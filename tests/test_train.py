@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from dcls_models import CheckpointError
 from dcls_models.loading import load_model
 from dcls_models.optim import param_groups
-from hub.__main__ import main as hub_main
+from hub.cli import main as hub_main
 from tests.training import (
     RANDOM,
     SMALL_DATA,

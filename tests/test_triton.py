@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from dcls_models.layers.depthwise import gpu as module
-from eval import roofline as gpu_roofline
+from eval.speed import roofline as gpu_roofline
 
 HERE = Path(__file__).parent
 

@@ -1,1 +1,1 @@
-"""How fast models are, and what they cost."""
+"""How fast models and layers are, beside what else can do the same."""

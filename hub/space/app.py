@@ -10,10 +10,11 @@ import gradio as gr
 import timm
 from look import draw_positions, grad_cam, layers_of, overlay, predict
 from matplotlib.figure import Figure
-from PIL import Image
 from torch import nn
 
 import dcls_models  # noqa: F401  (registers the models)
+from dcls_models.files import one_line
+from dcls_models.images import EXTENSIONS, read_image
 
 KINDS = {"Grad-CAM": False, "Threshold-Grad-CAM": True}
 
@@ -22,9 +23,13 @@ def column(name: str, model: nn.Module, image: gr.Image) -> None:
     """What is shown of one model."""
     layers = layers_of(model)
 
-    def look(given: Image.Image | None) -> list[Any]:
-        if given is None:
+    def look(file: str | None) -> list[Any]:
+        if file is None:
             return [None, None, None]
+        try:
+            given = read_image(file)
+        except (OSError, ValueError) as error:
+            raise gr.Error(f"this cannot be read as an image: {one_line(error)}") from error
         maps = [overlay(given, grad_cam(model, given, threshold)) for threshold in KINDS.values()]
         return [predict(model, given), *maps]
 
@@ -48,10 +53,11 @@ def build(names: Sequence[str], examples: Path) -> gr.Blocks:
     models = [(name, timm.create_model(name, pretrained=True).eval()) for name in names]
     with gr.Blocks(title="Convolutions that learn where to look") as page:
         gr.Markdown("# Convolutions that learn where to look\nGive an image, or take an example.")
-        image = gr.Image(type="pil", label="image", height=320)
-        found = sorted(str(p) for p in examples.rglob("*") if p.suffix in (".png", ".jpg"))
-        if found:
-            gr.Examples(found[:: -(-len(found) // 8)], image)
+        # the file itself: gradio would turn images of 16 bits nearly white
+        image = gr.Image(type="filepath", image_mode=None, label="image", height=320)
+        files = sorted(str(p) for p in examples.rglob("*") if p.suffix.lower() in EXTENSIONS)
+        if files:
+            gr.Examples(files[:: -(-len(files) // 8)], image)
         with gr.Row():
             for name, model in models:
                 column(name, model, image)

@@ -5,28 +5,28 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from timm.data import create_transform, resolve_data_config
 from torch import nn
 from torch.nn import functional as F
 
+from dcls_models.images import label_names, transform_of
 from dcls_models.layers import DclsNd
+
+THRESHOLD = 0.3  # of Threshold-Grad-CAM: what lies below is lifted to it
 
 
 def inputs_of(model: nn.Module, image: Image.Image) -> torch.Tensor:
     """The image ``(1, C, H, W)`` as the model wants it."""
-    return create_transform(**resolve_data_config({}, model=model))(image.convert("RGB"))[None]
+    return transform_of(model)(image.convert("RGB"))[None]
 
 
 def predict(model: nn.Module, image: Image.Image, best: int = 5) -> dict[str, float]:
     """The most probable classes and their probabilities."""
     with torch.inference_mode():
         scores = model(inputs_of(model, image)).softmax(1)[0]
-    cfg = model.pretrained_cfg
-    names = cfg.get("label_names") or [str(i) for i in range(len(scores))]
-    descriptions = cfg.get("label_descriptions") or {}
+    names, descriptions = label_names(model), model.pretrained_cfg.get("label_descriptions") or {}
     top = scores.topk(min(best, len(scores)))
-    found = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-    return {descriptions.get(names[i], names[i]): value for i, value in found}
+    pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    return {descriptions.get(names[i], names[i]): value for i, value in pairs}
 
 
 def grad_cam(model: nn.Module, image: Image.Image, threshold: bool = False) -> torch.Tensor:
@@ -40,9 +40,13 @@ def grad_cam(model: nn.Module, image: Image.Image, threshold: bool = False) -> t
         ``(H, W)`` of the model's input, in 0..1.
     """
     kept: list[torch.Tensor] = []
+
+    def keep(module: nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
+        kept.append(output.detach().requires_grad_())
+        return kept[0].clone()  # what comes next may work in place
+
     last = "final_conv" if hasattr(model, "final_conv") else model.feature_info[-1]["module"]
-    stage = model.get_submodule(last)
-    hook = stage.register_forward_hook(lambda module, args, output: kept.append(output))
+    hook = model.get_submodule(last).register_forward_hook(keep)
     inputs = inputs_of(model, image)
     try:
         logits = model(inputs)
@@ -50,12 +54,15 @@ def grad_cam(model: nn.Module, image: Image.Image, threshold: bool = False) -> t
         hook.remove()
     (activations,) = kept
     (gradients,) = torch.autograd.grad(logits.max(), activations)
+    if getattr(model, "output_fmt", "NCHW") == "NHWC":
+        activations, gradients = (x.permute(0, 3, 1, 2) for x in (activations, gradients))
     weighted = activations.detach() * gradients.mean((2, 3), keepdim=True)
-    found = weighted.relu().mean(1) if threshold else weighted.mean(1).relu()
-    found = (found - found.min()) / (found.max() - found.min()).clamp(min=1e-12)
+    maps = weighted.relu().mean(1) if threshold else weighted.mean(1).relu()
+    largest = maps.max() - maps.min()
+    maps = (maps - maps.min()) / largest.where(largest > 0, 1)  # a constant map is 0
     if threshold:
-        found = found.clamp(min=0.3)
-    return F.interpolate(found[None], inputs.shape[-2:], mode="bilinear")[0, 0]
+        maps = maps.clamp(min=THRESHOLD)
+    return F.interpolate(maps[None], inputs.shape[-2:], mode="bilinear")[0, 0]
 
 
 def overlay(image: Image.Image, heat: torch.Tensor) -> Image.Image:

@@ -2,21 +2,23 @@
 
 import argparse
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import timm
 import torch
+from matplotlib.figure import Figure
 from timm.utils.model import reparameterize_model
 from torch import nn
 
 import dcls_models
+from dcls_models.loading import config_of
 from dcls_models.onednn import overruns
-from eval.options import at_least_1, timed
-from eval.peers import with_authors_layers
-from eval.results import pictures, provenance, write_json
-from eval.timing import LAYOUTS, markdown_table, time_in_turns
+from eval.options import at_least_1, timing_options
+from eval.results import write_result
+from eval.section import Section, markdown_table
+from eval.speed.peers import with_authors_layers
+from eval.speed.timing import LAYOUTS, time_in_turns
 
 AUTHORS = "authors:"  # before a name of the zoo: its model with the layers of the authors' package
 TRIMMED = "trimmed:"  # before any name: deployed with the empty borders of kernels cut off
@@ -25,6 +27,17 @@ MODES = {
     "inference": "eval mode, without gradients",
     "deployed": "inference after re-parameterization",
 }
+SECTION = Section(
+    "Speed",
+    "Models of one file were timed side by side; speeds are those of the first model of the file.",
+    {
+        "mode": ("mode", 0),
+        "layout": ("layout", 0),
+        "ms/median": ("ms per step", 1),
+        "images_per_second": ("images/s", 1),
+        "speed": ("speed", 2),
+    },
+)
 
 
 class Settings(NamedTuple):
@@ -57,13 +70,15 @@ def build(name: str, mode: str, pretrained: bool = False) -> nn.Module:
         pretrained: Whether to load weights.
 
     Raises:
-        ValueError: If a model is to be trimmed in another mode than ``deployed``.
+        ValueError: If there is no such model, or one is to be trimmed in another mode than ``deployed``.
     """
     theirs, trimmed = name.startswith(AUTHORS), name.startswith(TRIMMED)
     if trimmed and mode != "deployed":
         raise ValueError(f"{name}: kernels are trimmed for deployment only: give --modes deployed")
     prefix = AUTHORS if theirs else TRIMMED
-    model = timm.create_model(name.removeprefix(prefix), pretrained=pretrained)
+    bare = name.removeprefix(prefix)
+    config_of(bare)
+    model = timm.create_model(bare, pretrained=pretrained)
     if theirs:
         model = with_authors_layers(model)
     model.train(mode == "train")
@@ -162,7 +177,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
+def draw(rows: Sequence[dict[str, Any]]) -> Figure:
     """One panel per mode, one bar per model: speed, 1 = the first model."""
     modes = list(dict.fromkeys(row["mode"] for row in rows))
     figure, axes = plt.subplots(
@@ -180,8 +195,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         if axis is not axes[0][0]:
             axis.set_yticklabels([])
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return figure
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -197,16 +211,14 @@ def run(arguments: argparse.Namespace) -> None:
     )
     rows = throughput(arguments.models, arguments.modes, settings, arguments.rounds)
     print(table(rows))
-    if arguments.output:
-        drawn = pictures(arguments.picture, arguments.output)
-        write_json(arguments.output, {"rows": rows, "pictures": drawn, **provenance(arguments)})
-    if arguments.picture:
-        draw(rows, arguments.picture)
+    write_result(arguments, {"rows": rows}, lambda: draw(rows))
 
 
 def add_commands(commands: Any) -> None:
     """Adds ``throughput``."""
-    command = commands.add_parser("throughput", parents=[timed()], help="images per second, side by side")
+    command = commands.add_parser(
+        "throughput", parents=[timing_options()], help="images per second, side by side"
+    )
     models_help = f"timm names, folders, Hub ids; the first is the baseline; {AUTHORS}NAME for"
     models_help += (
         f" a model of the zoo with the layers of the authors' package, {TRIMMED}NAME for trimmed kernels"

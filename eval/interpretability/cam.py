@@ -4,9 +4,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from eval.features import channels_first, output_of, stage_of
+from eval.interpretability.features import channels_first, output_of, stage_of
 
-FLOOR = 0.3  # of Threshold-Grad-CAM
+THRESHOLD = 0.3  # of Threshold-Grad-CAM: what lies below is lifted to it
 
 
 def layer_of(model: nn.Module) -> str:
@@ -59,7 +59,7 @@ def grad_cam(weighted: torch.Tensor) -> torch.Tensor:
 
 def threshold_grad_cam(weighted: torch.Tensor) -> torch.Tensor:
     """Threshold-Grad-CAM: rectified before the mean over channels, from 0 to 1, then at least 0.3."""
-    return normalise(weighted.relu().mean(1)).clamp(min=FLOOR)
+    return normalise(weighted.relu().mean(1)).clamp(min=THRESHOLD)
 
 
 METHODS = {"grad-cam": grad_cam, "threshold-grad-cam": threshold_grad_cam}

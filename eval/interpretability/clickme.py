@@ -23,6 +23,9 @@ from PIL import Image
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from dcls_models.files import one_line
+from dcls_models.images import read_image
+
 STORED, SIDE = 256, 224  # pixels in ClickMe's files, and where maps are compared
 HEAD = struct.Struct("<QI")  # of a record: length and its checksum
 
@@ -53,7 +56,7 @@ def open_human_maps(path: Path) -> HumanMaps:
         ValueError: If a shard is broken, or an image has no map.
     """
     if path.is_file():
-        return Shards([path])
+        return ClickMe([path])
     if not path.is_dir():
         raise FileNotFoundError(f"there is no file or folder {path}")
     if (path / "images").is_dir() or (path / "maps").is_dir():
@@ -63,10 +66,10 @@ def open_human_maps(path: Path) -> HumanMaps:
         raise FileNotFoundError(
             f"there is nothing to read in {path}: expected shards of ClickMe, or the folders images and maps"
         )
-    return Shards(sorted(files, key=lambda p: [int(n) for n in re.findall(r"\d+", p.name)]))
+    return ClickMe(sorted(files, key=lambda p: [int(n) for n in re.findall(r"\d+", p.name)]))
 
 
-class Shards(HumanMaps):
+class ClickMe(HumanMaps):
     """ClickMe's records; the human maps are prepared as in the study.
 
     Args:
@@ -88,17 +91,16 @@ class Shards(HumanMaps):
         try:
             features = parse_example(data)
             image, heatmap, label = features["image"], features["heatmap"], features["label"]
-            with Image.open(io.BytesIO(image)) as picture, Image.open(io.BytesIO(heatmap)) as grey:
-                pixels, clicks = picture.convert("RGB"), grey.convert("L")
+            pixels, clicks = (read_image(io.BytesIO(jpeg)) for jpeg in (image, heatmap))
         except (KeyError, IndexError, ValueError, TypeError, OSError) as error:
             raise ValueError(
                 f"{what} is not ClickMe's: expected the features image and heatmap (JPEG) and label, got "
                 f"{type(error).__name__}: {error}"
             ) from error
-        for name, found in (("image", pixels), ("heatmap", clicks)):
-            if found.size != (STORED, STORED):
-                raise ValueError(f"{what} has a {name} of {found.size} pixels, expected {(STORED, STORED)}")
-        return Sample(_resized(pixels), blurred(_tensor(clicks)), int(label))
+        for name, picture in (("image", pixels), ("heatmap", clicks)):
+            if picture.size != (STORED, STORED):
+                raise ValueError(f"{what} has a {name} of {picture.size} pixels, expected {(STORED, STORED)}")
+        return Sample(_resized(pixels), blurred(_tensor(clicks.convert("L"))), int(label))
 
 
 def records_of(file: Path) -> Iterator[tuple[int, int]]:
@@ -237,10 +239,9 @@ class Pairs(HumanMaps):
         """Reads one pair; raises ValueError with its file if it is broken."""
         image_file, map_file = self.files[index]
         try:
-            with Image.open(image_file) as image:
-                pixels = image.convert("RGB")
-        except OSError as error:
-            raise ValueError(f"{image_file} cannot be read as an image: {error}") from error
+            pixels = read_image(image_file)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{image_file} cannot be read as an image: {one_line(error)}") from error
         human = _read_map(map_file)
         if human.shape != (pixels.height, pixels.width):
             raise ValueError(
@@ -268,14 +269,14 @@ def _read_map(file: Path) -> torch.Tensor:
     """A map ``(H, W)``."""
     try:
         if file.suffix == ".npy":
-            found = np.load(file, allow_pickle=False)
+            stored = np.load(file, allow_pickle=False)
         else:
             with Image.open(file) as image:
                 # a palette's numbers are no brightness
-                found = np.array(image.convert("RGB") if image.mode == "P" else image)
-        values = torch.from_numpy(found.astype(np.float32))
-    except (OSError, ValueError, EOFError, TypeError) as error:
-        raise ValueError(f"{file} cannot be read as a map: {error}") from error
+                stored = np.array(image.convert("RGB") if image.mode == "P" else image)
+        values = torch.from_numpy(stored.astype(np.float32))
+    except (OSError, ValueError, EOFError, TypeError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{file} cannot be read as a map: {one_line(error)}") from error
     if values.ndim != 2 or not values.isfinite().all():
         raise ValueError(
             f"{file} must have one channel of finite numbers (a grey PNG, or NPY of (H, W)), got "

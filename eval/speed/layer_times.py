@@ -1,14 +1,11 @@
-"""Kernel construction and depthwise convolution, forward and backward, beside what else can do it."""
+"""Timings of kernel construction and depthwise convolution with their gradients, beside the alternatives."""
 
-import argparse
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import cycle, product
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib.pyplot as plt
 import timm
 import torch
 from torch.nn import functional as F
@@ -17,12 +14,10 @@ from torchvision.ops import deform_conv2d
 
 from dcls_models.layers import Dcls2d
 from dcls_models.layers.depthwise import depthwise_conv2d
-from eval.options import at_least_1, odd, timed
-from eval.peers import authors_layer
-from eval.results import pictures, provenance, write_json
-from eval.timing import FLUSHED, LAYOUTS, markdown_table, time_in_turns
+from dcls_models.loading import config_of
+from eval.speed.peers import authors_layer
+from eval.speed.timing import FLUSHED, LAYOUTS, time_in_turns
 
-PARTS = ("construction", "convolution", "peers")
 MODELS = ("convnext_dcls_tiny", "convnext_dcls_gauss_tiny", "convformer_dcls_s18", "fastvit_dcls_sa24")
 KERNELS = {"v0": (17, 34), "v1": (17, 34), "max": (23, 26), "gauss": (23, 26)}  # size, elements
 KERNEL_SIZES = (3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 27, 31)
@@ -44,22 +39,23 @@ def shapes_of(model_name: str) -> list[Shape]:
     """The depthwise DCLS convolutions of stride 1 in a model of the zoo, without doublets.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is none, or no such model.
     """
+    config_of(model_name)
     model = timm.create_model(model_name)
-    found: dict[Shape, None] = {}
+    shapes: dict[Shape, None] = {}
 
     def note(layer: Dcls2d, inputs: tuple[torch.Tensor]) -> None:
         if layer.groups == layer.in_channels and layer.stride == (1, 1):
-            found[Shape(layer.in_channels, inputs[0].shape[-1], layer.kernel_size[0])] = None
+            shapes[Shape(layer.in_channels, inputs[0].shape[-1], layer.kernel_size[0])] = None
 
     for layer in model.modules():
         if isinstance(layer, Dcls2d):
             layer.register_forward_pre_hook(note)
     model.eval().to("meta")(torch.zeros(1, *model.default_cfg["input_size"], device="meta"))
-    if not found:
+    if not shapes:
         raise ValueError(f"{model_name} has no depthwise DCLS convolution of stride 1 to time")
-    return list(found)
+    return list(shapes)
 
 
 def _backward(output: torch.Tensor, grad: torch.Tensor, leaves: Sequence[torch.Tensor]) -> None:
@@ -133,9 +129,9 @@ def _in_rotation(
 def peak_memory(call: Callable[[], object]) -> int:
     """The most bytes that tensors made on the CPU during a call take at one time."""
     call()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as memory:
         call()
-    events = found.profiler.kineto_results.events()  # type: ignore[union-attr]
+    events = memory.profiler.kineto_results.events()  # type: ignore[union-attr]
     used = most = 0
     for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
         used += event.nbytes()
@@ -254,107 +250,3 @@ def peers(
         timings = time_in_turns(calls, device, rounds)
         rows.append({"batch": batch, **shape._asdict(), "ms": {n: ms._asdict() for n, ms in timings.items()}})
     return rows
-
-
-def tables(found: Mapping[str, Any]) -> str:
-    """The results as Markdown; of the convolutions the kernel sizes ``SHOWN`` and the extremes."""
-    parts = []
-    if found["construction"]:
-        rows = [
-            [f"{r['version']}, {r['channels']} channels, {r['elements']} in {r['kernel']}x{r['kernel']}"]
-            + [f"{r['ms'][n]['median']:.2f}" if n in r["ms"] else "-" for n in ("ours", "authors")]
-            + [f"{r[n]:.0f}x" if n in r else "-" for n in ("ratio", "memory_ratio")]
-            for r in found["construction"]
-        ]
-        header = ["kernel construction", "ours, ms", "authors', ms", "faster", "peak memory smaller"]
-        parts.append(markdown_table(header, rows))
-    if found["convolution"]:
-        rows = [
-            [f"{_name(r)}, {r['layout']}"]
-            + [f"{r['ms'][n]['median']:.2f}" for n in ("ours", "torch")]
-            + [f"{r['ratio']:.2f}x"]
-            for r in found["convolution"]
-            if r["kernel"] in SHOWN
-        ]
-        parts.append(markdown_table(["depthwise convolution", "ours, ms", "torch, ms", "faster"], rows))
-        ratios = sorted(r["ratio"] for r in found["convolution"])
-        parts.append(f"Over all {len(ratios)} shapes: from {ratios[0]:.2f}x to {ratios[-1]:.2f}x as fast.")
-    if found["peers"]:
-        names = list(found["peers"][0]["ms"])
-        rows = [
-            [_name(r), *(f"{r['ms'][n]['median']:.1f}" if n in r["ms"] else "-" for n in names)]
-            for r in found["peers"]
-        ]
-        parts.append(markdown_table(["layer, ms", *names], rows))
-    return "\n\n".join(parts)
-
-
-def _name(row: dict[str, Any]) -> str:
-    return f"{row['batch']}x{row['channels']}x{row['side']}x{row['side']}, {row['kernel']}x{row['kernel']}"
-
-
-def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """How many times faster: construction over channels, convolutions over the size of the kernel."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    for version in KERNELS:
-        rows = [r for r in found["construction"] if r["version"] == version and "ratio" in r]
-        left.plot([r["channels"] for r in rows], [r["ratio"] for r in rows], marker="o", label=version)
-    left.set(
-        title="kernel construction", xlabel="channels", ylabel="times as fast as the authors'", yscale="log"
-    )
-    left.legend()
-    batch = max((r["batch"] for r in found["convolution"] if r["batch"] < LARGE_BATCH), default=LARGE_BATCH)
-    lines: dict[str, list[dict[str, Any]]] = {}
-    for r in found["convolution"]:
-        if r["batch"] == batch:
-            lines.setdefault(f"{r['channels']}x{r['side']}x{r['side']}, {r['layout']}", []).append(r)
-    for label, rows in lines.items():
-        style = "o-" if "channels_last" in label else "o--"
-        right.plot([r["kernel"] for r in rows], [r["ratio"] for r in rows], style, markersize=3, label=label)
-    if lines:
-        right.axhline(1, color="black", linewidth=0.8)
-    title = f"depthwise convolution, batch {batch}"
-    right.set(title=title, xlabel="K", ylabel="times as fast as PyTorch", yscale="log")
-    if lines:
-        right.legend(fontsize=6)
-    for axis in (left, right):
-        axis.set_visible(bool(axis.lines))
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """Times kernel construction and depthwise convolution."""
-    torch.set_num_threads(arguments.threads or torch.get_num_threads())
-    device, rounds, names = arguments.device, arguments.rounds, arguments.models
-    dtype = getattr(torch, arguments.dtype)
-    found: dict[str, list[dict[str, Any]]] = {part: [] for part in PARTS}
-    if "construction" in arguments.parts:
-        found["construction"] = construction(device, rounds, names[0], arguments.authors)
-    if "convolution" in arguments.parts:
-        sizes = arguments.batch_sizes, arguments.kernel_sizes
-        found["convolution"] = convolution(device, rounds, *sizes, dtype, names)
-    if "peers" in arguments.parts:
-        found["peers"] = peers(device, rounds, names[0])
-    print(tables(found))
-    if arguments.output:
-        drawn = pictures(arguments.picture, arguments.output)
-        write_json(arguments.output, {**found, "pictures": drawn, **provenance(arguments)})
-    if arguments.picture:
-        draw(found, arguments.picture)
-
-
-def add_commands(commands: Any) -> None:
-    """Adds ``layers``."""
-    command = commands.add_parser("layers", parents=[timed()], help="kernel construction and convolution")
-    command.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS, help="all by default")
-    command.add_argument(
-        "--no-authors", dest="authors", action="store_false", help="construction without the authors' package"
-    )
-    of = "of the convolutions, by default %(default)s"
-    command.add_argument(
-        "--batch-sizes", nargs="+", type=at_least_1, default=BATCH_SIZES, help=f"images {of}"
-    )
-    command.add_argument("--kernel-sizes", nargs="+", type=odd, default=KERNEL_SIZES, help=f"sides {of}")
-    command.add_argument("--models", nargs="+", default=MODELS, help="of the zoo: whose shapes")
-    command.set_defaults(run=run)

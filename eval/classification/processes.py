@@ -25,7 +25,7 @@ def own_device(device: str) -> str:
 
 
 def from_first(value: Any) -> Any:
-    """What the first process passes here, in all processes."""
+    """Broadcasts the first process's value."""
     if rank_and_world()[1] == 1:
         return value
     said = [value]

@@ -8,19 +8,48 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
+from dcls_models.images import transform_of
 from dcls_models.provenance import state_dict_sha256
-from eval.alignment import compare, spearman, summarise
-from eval.cam import METHODS, layer_of, normalise, resize, weighted_activations
-from eval.clickme import SIDE, HumanMaps, open_human_maps
-from eval.features import stage_of
-from eval.images import WHOLE, read, transform_of
-from eval.options import at_least_1, batched, drawn, json_output, models, where, which_model, with_baseline
-from eval.results import pictures, provenance, write_json
+from eval.interpretability.alignment import compare, spearman, summarise
+from eval.interpretability.cam import METHODS, layer_of, normalise, resize, weighted_activations
+from eval.interpretability.clickme import SIDE, HumanMaps, open_human_maps
+from eval.interpretability.features import stage_of
+from eval.options import (
+    at_least_1,
+    baseline_option,
+    batch_options,
+    device_option,
+    json_option,
+    model_options,
+    models,
+    picture_option,
+)
+from eval.preprocessing import WHOLE, batches_of
+from eval.results import write_result
+from eval.section import Section
+
+SECTION = Section(
+    "Where it looks",
+    "Score: mean Spearman correlation of the model's map with the map of people, divided by the "
+    "agreement of people with each other (arXiv:2408.03164), with its 95 % interval; flat maps have no "
+    "correlation and are counted.",
+    {
+        "method": ("map", 0),
+        "score": ("score", 3),
+        "low": ("from", 3),
+        "high": ("to", 3),
+        "spearman": ("Spearman", 3),
+        "n": ("images", 0),
+        "flat": ("flat maps", 0),
+    },
+    ("score", "higher is better"),
+)
 
 
 class _Prepared(Dataset[tuple[torch.Tensor, torch.Tensor, int]]):
@@ -69,7 +98,7 @@ def maps_of(
     """
     device = next(model.parameters()).device
     loader = DataLoader(_Prepared(data, model, crop), batch_size=batch_size, num_workers=workers)
-    for inputs, human, labels in read(loader):
+    for inputs, human, labels in batches_of(loader):
         known = target == "label"
         if known and not (labels.min() >= 0 and labels.max() < model.num_classes):
             wrong = "no label" if labels.min() < 0 else f"the label {labels.max()}"
@@ -85,41 +114,39 @@ def maps_of(
                 f"{layer or layer_of(model)} gives one pixel for an input of {tuple(inputs.shape[2:])}: "
                 f"look at an earlier layer, as --layer {stage_of(model, 1)}"
             )
-        found = {method: resize(METHODS[method](weighted), (SIDE, SIDE)) for method in methods}
-        if not all(maps.isfinite().all() for maps in found.values()):
+        maps = {method: resize(METHODS[method](weighted), (SIDE, SIDE)) for method in methods}
+        if not all(of_method.isfinite().all() for of_method in maps.values()):
             raise ValueError(f"{type(model).__name__} gives maps that are not finite")
-        yield found, human.to(device)
+        yield maps, human.to(device)
 
 
-def draw_sheet(path: Path, data: HumanMaps | Subset[Any], found: dict[str, torch.Tensor]) -> None:
+def draw_sheet(data: HumanMaps | Subset[Any], columns: dict[str, torch.Tensor]) -> Figure:
     """Draws images, what people look at and what models look at, one row per image.
 
     Args:
-        path: The picture to write.
         data: The images.
-        found: Column titles and maps ``(N, 224, 224)``.
+        columns: Titles and maps ``(N, 224, 224)``.
     """
     samples = [data[i] for i in range(len(data))]
-    found = {"people": torch.stack([s.human for s in samples]), **found}
-    size = (1.6 * (1 + len(found)), 1.6 * len(samples) + 0.4)
+    columns = {"people": torch.stack([s.human for s in samples]), **columns}
+    size = (1.6 * (1 + len(columns)), 1.6 * len(samples) + 0.4)
     figure, axes = plt.subplots(
-        len(samples), 1 + len(found), figsize=size, squeeze=False, layout="constrained"
+        len(samples), 1 + len(columns), figsize=size, squeeze=False, layout="constrained"
     )
     for row, sample in enumerate(samples):
         image = sample.image.resize((SIDE, SIDE), Image.Resampling.BILINEAR)
         axes[row, 0].imshow(image)
-        for axis, maps in zip(axes[row, 1:], found.values(), strict=True):
+        for axis, maps in zip(axes[row, 1:], columns.values(), strict=True):
             axis.imshow(image)
             axis.imshow(normalise(maps[row : row + 1])[0], cmap="viridis", alpha=0.6, vmin=0, vmax=1)
-            if maps is not found["people"]:
+            if maps is not columns["people"]:
                 rho = spearman(maps[row : row + 1], sample.human[None]).item()
                 axis.set_xlabel("constant" if np.isnan(rho) else f"{rho:.2f}", fontsize=7)
-    for axis, title in zip(axes[0], ("image", *found), strict=True):
+    for axis, title in zip(axes[0], ("image", *columns), strict=True):
         axis.set_title(title.rpartition("/")[2], fontsize=7)  # of a path its end
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return figure
 
 
 def score(
@@ -128,8 +155,8 @@ def score(
     """Spearman's correlation ``(n,)`` with the human maps, per method; ``how`` as in ``maps_of``."""
     total = -(-len(data) // batch_size)
     batches = tqdm(maps_of(model, data, batch_size=batch_size, **how), desc=title, total=total, unit="batch")
-    found = [{method: spearman(maps[method], human).cpu() for method in maps} for maps, human in batches]
-    return {method: torch.cat([batch[method] for batch in found]) for method in found[0]}
+    scores = [{method: spearman(maps[method], human).cpu() for method in maps} for maps, human in batches]
+    return {method: torch.cat([batch[method] for batch in scores]) for method in scores[0]}
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -148,20 +175,15 @@ def run(arguments: argparse.Namespace) -> None:
         which = {"model": name, "state_dict_sha256": state_dict_sha256(model)}
         rows += [{**which, "method": m, "layer": layer, **summarise(scores[m])} for m in methods]
         if arguments.picture:
-            (found, _), *_ = maps_of(model, shown, batch_size=len(shown), **how)
-            columns |= {f"{name}\n{method}": maps.cpu() for method, maps in found.items()}
+            (maps, _), *_ = maps_of(model, shown, batch_size=len(shown), **how)
+            columns |= {f"{name}\n{method}": of_method.cpu() for method, of_method in maps.items()}
     ours = rows[-len(methods) :]
     if arguments.baseline:
         for row, m in zip(ours, methods, strict=True):
             row |= compare(all_scores[1][m], all_scores[0][m])
     print("\n".join(map(_say, rows)))
-    if arguments.picture:
-        draw_sheet(arguments.picture, shown, columns)
-    if arguments.output:
-        settings = {"dataset": str(arguments.data), "target": target, "crop": arguments.crop}
-        drawn = pictures(arguments.picture, arguments.output)
-        result = {**ours[0], **settings, "rows": rows, "pictures": drawn}
-        write_json(arguments.output, {**result, **provenance(arguments)})
+    settings = {"dataset": str(arguments.data), "target": target, "crop": arguments.crop}
+    write_result(arguments, {**ours[0], **settings, "rows": rows}, lambda: draw_sheet(shown, columns))
 
 
 def _say(row: dict[str, Any]) -> str:
@@ -174,7 +196,14 @@ def _say(row: dict[str, Any]) -> str:
 
 def add_commands(commands: Any) -> None:
     """Adds ``gradcam``."""
-    parents = [which_model(), with_baseline(), where(), batched(), json_output(), drawn()]
+    parents = [
+        model_options(),
+        baseline_option(),
+        device_option(),
+        batch_options(),
+        json_option(),
+        picture_option(),
+    ]
     command = commands.add_parser("gradcam", parents=parents, help="whether a model looks where people look")
     command.add_argument(
         "--data",

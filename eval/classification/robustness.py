@@ -9,9 +9,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from eval import ranks
-from eval.accuracy import measured, parts_of
-from eval.corruptions import (
+from dcls_models.files import write_json
+from eval.classification import processes
+from eval.classification.accuracy import parts_of, summarise
+from eval.classification.corruptions import (
     ALEXNET,
     C_BAR,
     SEVERITIES,
@@ -20,16 +21,30 @@ from eval.corruptions import (
     library,
     mean_errors,
 )
-from eval.data import open_samples, read_indices
-from eval.evaluate import Setup, evaluate, set_up
-from eval.options import evaluated
-from eval.results import provenance, write_json
-from eval.store import claim
+from eval.classification.data import open_samples, read_indices
+from eval.classification.evaluate import Setup, evaluate, set_up
+from eval.classification.store import claim
+from eval.options import evaluation_options
+from eval.results import write_result
+from eval.section import Section
 
 CORRUPTED = {"c": tuple(ALEXNET), "c-bar": C_BAR}
 SUBSETS = {"a": "imagenet_a_indices.txt", "r": "imagenet_r_indices.txt"}  # timm's lists of 200 classes each
 BENCHMARKS = (*CORRUPTED, *SUBSETS, "sketch", "v2")
 IMAGENET = 1000  # classes
+SECTION = Section(
+    "Robustness",
+    "Accuracy on images of other kinds. mCE: mean corruption error, each corruption's error divided by "
+    "AlexNet's (arXiv:1903.12261); lower is better.",
+    {
+        "benchmark": ("benchmark", 0),
+        "source": ("images from", 0),
+        "top1": ("top-1, %", 2),
+        "mce": ("mCE, %", 2),
+        "n": ("images", 0),
+    },
+    ("top1", "higher is better"),
+)
 
 
 @dataclass
@@ -55,7 +70,7 @@ def parts(benchmark: str, root: str, generate: bool, only: Sequence[str] | None)
         FileNotFoundError: If a corruption is not there.
         ValueError: If there are not five severities.
     """
-    found = []
+    there = []
     for name in (c for c in CORRUPTED.get(benchmark, ()) if c in (only or (c,))):
         folder = Path(root, name)
         if not generate and not folder.is_dir():
@@ -67,8 +82,8 @@ def parts(benchmark: str, root: str, generate: bool, only: Sequence[str] | None)
         for i, severity in enumerate(SEVERITIES):
             row = {"corruption": name, "severity": severity}
             made = Corruption(name, severity) if generate else None
-            found.append(Part(f"{name}-{severity}", row, root if generate else str(below[i]), made))
-    return found or [Part(benchmark, {}, root)]
+            there.append(Part(f"{name}-{severity}", row, root if generate else str(below[i]), made))
+    return there or [Part(benchmark, {}, root)]
 
 
 def _number(path: Path) -> float:
@@ -108,17 +123,17 @@ def measure(arguments: argparse.Namespace, setup: Setup, part: Part, folder: Pat
     samples = open_samples(part.root, setup.original, outputs=outputs, mode=mode)
     samples.transform = setup.transform(part.corruption)
     row, kept = None, folder / "row.json" if folder else None
-    if kept and ranks.rank_and_world()[0] == 0:
+    if kept and processes.rank_and_world()[0] == 0:
         settings = {**setup.settings, "part": part.name, "images": samples.fingerprint()}
         claim(kept.parent, {**settings, "batch_size": arguments.batch_size, "source": source(arguments)})
-        row = json.loads(kept.read_text()) if kept.is_file() else None
-    row = ranks.from_first(row)
+        row = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else None
+    row = processes.from_first(row)
     if row is None:
-        found = evaluate(
+        predictions = evaluate(
             setup, samples, outputs, folder, arguments.batch_size, arguments.workers, name=part.name
         )
-        row = {**part.row, **measured(samples, found)[0]} if found else {}
-        if kept and found:
+        row = {**part.row, **summarise(samples, predictions)[0]} if predictions else {}
+        if kept and predictions:
             write_json(kept, row)
             for file in kept.parent.glob("*.pt"):
                 file.unlink()
@@ -139,7 +154,7 @@ def run(arguments: argparse.Namespace) -> None:
     rows = []
     for part in parts(arguments.benchmark, arguments.data, arguments.generate, arguments.corruptions):
         rows.append(measure(arguments, setup, part, folder / part.name if folder else None))
-    if ranks.rank_and_world()[0] > 0:
+    if processes.rank_and_world()[0] > 0:
         return
     name = str(arguments.checkpoint or arguments.model)
     what = {"benchmark": f"imagenet-{arguments.benchmark}", "source": source(arguments)}
@@ -147,8 +162,8 @@ def run(arguments: argparse.Namespace) -> None:
     result = {"model": name, **what, **numbers, "dataset": arguments.data, **setup.settings}
     mce = f", mCE {result['mce']} %" if "mce" in result else ""
     print(f"{name} on {what['benchmark']} ({what['source']}): top-1 {result['top1']} %{mce}")
-    if arguments.output:
-        write_json(arguments.output, {**result, **provenance(arguments)})
+    write_result(arguments, result)
+    if folder:
         shutil.rmtree(folder)
 
 
@@ -181,7 +196,7 @@ def add_commands(commands: Any) -> None:
     """Adds ``robustness``."""
     command = commands.add_parser(
         "robustness",
-        parents=[evaluated()],
+        parents=[evaluation_options()],
         help="ImageNet-C, C-bar, A, R, Sketch, V2",
         description="With --output, a run that was killed goes on when the same command is given again.",
     )

@@ -1,4 +1,4 @@
-"""A model, set up as in timm's ``validate.py``, and what it says of the images of a data set."""
+"""A model, set up as in timm's ``validate.py``, and its predictions for the images of a data set."""
 
 import argparse
 import contextlib
@@ -22,10 +22,10 @@ from tqdm import tqdm
 
 from dcls_models.loading import load_model
 from dcls_models.provenance import state_dict_sha256
-from eval import ranks
-from eval.data import Samples
-from eval.images import read
-from eval.store import Outputs, Store, split
+from eval.classification import processes
+from eval.classification.data import Samples
+from eval.classification.store import Predictions, Store, split
+from eval.preprocessing import batches_of
 
 IN_TIMM = ("img_size", "crop_pct", "crop_mode", "interpolation")  # options as in validate.py
 
@@ -76,11 +76,11 @@ def set_up(arguments: argparse.Namespace, **defaults: Any) -> Setup:
     """Loads the model that the command line asks for.
 
     Args:
-        arguments: With the options of ``evaluated``.
+        arguments: With the options of ``evaluation_options``.
         **defaults: Of timm's data config, where the command line gives none.
     """
     asked = {**defaults, **{k: v for k in IN_TIMM if (v := getattr(arguments, k)) is not None}}
-    device = ranks.own_device(arguments.device)
+    device = processes.own_device(arguments.device)
     model = load_model(arguments.model, arguments.checkpoint)
     size = asked.get("img_size")
     if size and model.pretrained_cfg.get("fixed_input_size"):
@@ -123,8 +123,8 @@ def evaluate(
     batch_size: int = 64,
     workers: int = 2,
     name: str = "images",
-) -> Outputs | None:
-    """What a model says of all images; the processes of ``torchrun`` share them, batch by batch.
+) -> Predictions | None:
+    """A model's predictions for all images; the processes of ``torchrun`` share them, batch by batch.
 
     Batches are the same whatever the number of processes, and after a kill, so that the numbers are too.
     Where memory does not suffice, the rest goes on in smaller ones (``timm.utils.decay_batch_step``).
@@ -139,41 +139,41 @@ def evaluate(
         name: Of the progress bar.
 
     Returns:
-        The outputs, in the first process; None in the others.
+        The predictions, in the first process; None in the others.
     """
-    rank, world = ranks.rank_and_world()
+    rank, world = processes.rank_and_world()
     with contextlib.ExitStack() as stack:
         if rank == 0 and folder is None and world > 1:
             folder = Path(stack.enter_context(TemporaryDirectory()))
-        folder, done = ranks.from_first((folder, Store(folder).done() if rank == 0 else None))
+        folder, done = processes.from_first((folder, Store(folder).done() if rank == 0 else None))
         store = Store(folder)
         batches = split([i for i in range(len(samples)) if i not in done], batch_size)[rank::world]
         with tqdm(total=sum(map(len, batches)), desc=name, unit="image", disable=rank > 0) as bar:
             while batches:
                 left = list(batches)
                 try:
-                    for found in _run(setup, samples, outputs, batches, workers):
-                        store.add(found)
+                    for predictions in _run(setup, samples, outputs, batches, workers):
+                        store.add(predictions)
                         bar.update(len(left.pop(0)))
                     batches = []
                 except RuntimeError as error:
                     batches = _smaller(left, error)
-        ranks.wait_for_all()
+        processes.wait_for_all()
         whole = store.whole(len(samples)) if rank == 0 else None
-        ranks.wait_for_all()
+        processes.wait_for_all()
     return whole
 
 
 def _run(
     setup: Setup, samples: Samples, outputs: list[int] | None, batches: list[list[int]], workers: int
-) -> Iterator[Outputs]:
+) -> Iterator[Predictions]:
     loaded = setup.loader(samples, batches, workers)
-    for indices, (images, labels) in zip(batches, read(loaded), strict=True):
+    for indices, (images, labels) in zip(batches, batches_of(loaded), strict=True):
         logits = setup.logits(images)
         if outputs is not None:
             logits = logits[:, outputs]
         ranked = logits.topk(min(5, logits.shape[1]), 1, True, True).indices
-        yield Outputs(torch.tensor(indices), labels.cpu(), logits.float().cpu(), ranked.cpu())
+        yield Predictions(torch.tensor(indices), labels.cpu(), logits.float().cpu(), ranked.cpu())
 
 
 def _smaller(batches: list[list[int]], error: RuntimeError) -> list[list[int]]:

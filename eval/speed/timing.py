@@ -82,17 +82,3 @@ def _timing(times: list[float]) -> Timing:
 def _wait_for(device: torch.device) -> None:
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
-
-
-def markdown_table(header: list[str], rows: list[list[str]], left: int = 1) -> str:
-    """A table that a README can hold: the first ``left`` columns to the left, numbers to the right."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = [header, ["-" * w if i < left else "-" * (w - 1) + ":" for i, w in enumerate(widths)], *rows]
-    padded = (
-        [
-            cell.ljust(w) if i < left else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        ]
-        for line in lines
-    )
-    return "\n".join("| " + " | ".join(line) + " |" for line in padded)

@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 from timm.data import resolve_data_config
@@ -15,13 +16,31 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from dcls_models.files import one_line
+from dcls_models.images import EXTENSIONS, read_image, transform_of
 from dcls_models.provenance import state_dict_sha256
-from eval.features import channels_first, output_of, stage_of
-from eval.images import WHOLE, read, transform_of
-from eval.options import at_least_1, batched, drawn, json_output, models, where, which_model, with_baseline
-from eval.results import pictures, provenance, write_json
+from eval.interpretability.features import channels_first, output_of, stage_of
+from eval.options import (
+    at_least_1,
+    baseline_option,
+    batch_options,
+    device_option,
+    json_option,
+    model_options,
+    models,
+    picture_option,
+)
+from eval.preprocessing import WHOLE, batches_of
+from eval.results import write_result
+from eval.section import Section
 
 SHARES = (0.2, 0.3, 0.5, 0.99)  # of the contribution, as in table 9 of the paper
+SECTION = Section(
+    "Effective receptive field",
+    "The share of the image's area that holds so much of the gradient of the centre output "
+    "(arXiv:2203.06717).",
+    {f"share_of_area/{share}": (f"{share:.0%}".replace("%", " %"), 3) for share in SHARES},
+)
 
 
 def contributions(model: nn.Module, images: torch.Tensor, stage: int = -1) -> torch.Tensor:
@@ -85,11 +104,11 @@ def share_of_area(field: torch.Tensor) -> dict[str, float]:
     y, x = ((torch.arange(size) - size // 2).abs() for size in field.shape)
     ring = torch.maximum(y[:, None], x[None]).flatten()  # 0 is the middle
     held = torch.bincount(ring, field.flatten()).cumsum(0) / field.sum()
-    found = {}
+    areas = {}
     for share in SHARES:
         side = 2 * int((held > share).int().argmax()) + 1
-        found[str(share)] = min(side, height) * min(side, width) / (height * width)
-    return found
+        areas[str(share)] = min(side, height) * min(side, width) / (height * width)
+    return areas
 
 
 class _Images(Dataset[torch.Tensor]):
@@ -98,10 +117,10 @@ class _Images(Dataset[torch.Tensor]):
     def __init__(self, root: Path, limit: int, transform: Callable[[Image.Image], torch.Tensor]) -> None:
         if not root.is_dir():
             raise FileNotFoundError(f"there is no folder {root}")
-        found = [file for file, _ in find_images_and_targets(str(root))[0]]
-        if not found:
-            raise FileNotFoundError(f"no images in {root}")
-        self.files = found[:: max(1, len(found) // limit)][:limit]
+        files = [file for file, _ in find_images_and_targets(str(root), EXTENSIONS)[0]]
+        if not files:
+            raise FileNotFoundError(f"no images in {root} ({' '.join(EXTENSIONS)})")
+        self.files = files[:: max(1, len(files) // limit)][:limit]
         self.transform = transform
 
     def __len__(self) -> int:
@@ -109,10 +128,9 @@ class _Images(Dataset[torch.Tensor]):
 
     def __getitem__(self, index: int) -> torch.Tensor:
         try:
-            with Image.open(self.files[index]) as image:
-                return self.transform(image.convert("RGB"))
-        except OSError as error:
-            raise ValueError(f"{self.files[index]} cannot be read as an image: {error}") from error
+            return self.transform(read_image(self.files[index]))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{self.files[index]} cannot be read as an image: {one_line(error)}") from error
 
 
 def _batches(arguments: argparse.Namespace, model: nn.Module) -> Iterator[torch.Tensor]:
@@ -126,10 +144,10 @@ def _batches(arguments: argparse.Namespace, model: nn.Module) -> Iterator[torch.
             yield torch.randn(min(batch_size, arguments.limit - start), *size, generator=generator)
     else:
         data = _Images(arguments.data, arguments.limit, transform_of(model, input_size=size, **WHOLE))
-        yield from read(DataLoader(data, batch_size=batch_size, num_workers=arguments.workers))
+        yield from batches_of(DataLoader(data, batch_size=batch_size, num_workers=arguments.workers))
 
 
-def draw(path: Path, fields: dict[str, torch.Tensor]) -> None:
+def draw(fields: dict[str, torch.Tensor]) -> Figure:
     """Draws fields of ``for_drawing`` side by side, with titles and the squares of ``share_of_area``."""
     size = (3.2 * len(fields), 3.8)
     figure, axes = plt.subplots(1, len(fields), figsize=size, squeeze=False, layout="constrained")
@@ -142,8 +160,7 @@ def draw(path: Path, fields: dict[str, torch.Tensor]) -> None:
             axis.add_patch(Rectangle(corner, w, h, fill=False, edgecolor="white", linewidth=0.6))
         axis.set(xticks=[], yticks=[])
         axis.set_title(title.rpartition("/")[2], fontsize=8)  # of a path its end
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return figure
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -160,17 +177,20 @@ def run(arguments: argparse.Namespace) -> None:
     for row in rows:
         areas = ", ".join(f"{float(s):.0%} in {a:.1%}" for s, a in row["share_of_area"].items())
         print(f"{row['model']}, {row['stage']}: {areas} of the area")
-    if arguments.picture:
-        draw(arguments.picture, fields)
-    if arguments.output:
-        result = {**rows[-1], "dataset": str(arguments.data or "noise"), "rows": rows}
-        result["pictures"] = pictures(arguments.picture, arguments.output)
-        write_json(arguments.output, {**result, **provenance(arguments)})
+    result = {**rows[-1], "dataset": str(arguments.data or "noise"), "rows": rows}
+    write_result(arguments, result, lambda: draw(fields))
 
 
 def add_commands(commands: Any) -> None:
     """Adds ``erf``."""
-    parents = [which_model(), with_baseline(), where(), batched(), json_output(), drawn()]
+    parents = [
+        model_options(),
+        baseline_option(),
+        device_option(),
+        batch_options(),
+        json_option(),
+        picture_option(),
+    ]
     command = commands.add_parser("erf", parents=parents, help="the effective receptive field")
     data = command.add_mutually_exclusive_group(required=True)
     data.add_argument("--data", type=Path, help="folder of images")

@@ -14,8 +14,9 @@ from torch import nn
 from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from eval.images import label_names
-from eval.shards import Shards
+from dcls_models.files import one_line
+from dcls_models.images import label_names, read_image
+from eval.classification.shards import Shards
 
 add_img_extensions(IMG_EXTENSIONS)  # timm by itself reads JPEG and PNG only
 UNREADABLE = -1  # label of an image that could not be read
@@ -58,7 +59,7 @@ class Samples(Dataset[tuple[torch.Tensor, int]]):
         try:
             self._read(index)
         except Exception as error:
-            return f"{self.filename(index)}: {(str(error).splitlines() or [type(error).__name__])[0]}"
+            return f"{self.filename(index)}: {one_line(error)}"
         return f"{self.filename(index)}: could not be read then, but can be now"
 
     def filename(self, index: int, basename: bool = False) -> str:
@@ -75,8 +76,8 @@ class Samples(Dataset[tuple[torch.Tensor, int]]):
 
     def _read(self, index: int) -> tuple[Image.Image, int]:
         file, label = self.reader[index]
-        with file, Image.open(file) as image:
-            return image.convert(self.mode), label
+        with file:
+            return read_image(file).convert(self.mode), label
 
 
 def open_samples(
@@ -116,9 +117,9 @@ def open_samples(
     if not names or class_map:  # then the labels are the model's
         labels, of_all = position, label_names(model)
     else:
-        found, of_all = match_classes(names, model, chosen, str(root or dataset))
-        labels = {known[name]: position[output] for name, output in found.items() if output in position}
-        if strangers := [name for name, output in found.items() if output not in position]:
+        output_of, of_all = match_classes(names, model, chosen, str(root or dataset))
+        labels = {known[name]: position[output] for name, output in output_of.items() if output in position}
+        if strangers := [name for name, output in output_of.items() if output not in position]:
             raise ValueError(
                 f"{root or dataset} has classes that are not evaluated: {', '.join(strangers[:5])}"
                 f"{', ...' * (len(strangers) > 5)}"
@@ -145,9 +146,8 @@ def open_reader(root: str | None, dataset: str, split: str, class_map: str | Non
     except Exception as error:
         if not dataset and isinstance(error, RuntimeError):
             raise FileNotFoundError(f"no images in {root}: expected one folder per class") from error
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"cannot read the split {split!r} of {dataset or 'images'} in {root}: {reason}"
+            f"cannot read the split {split!r} of {dataset or 'images'} in {root}: {one_line(error)}"
         ) from error
     if dataset.lower().startswith("wds/"):
         reader = Shards(reader)
@@ -157,7 +157,7 @@ def open_reader(root: str | None, dataset: str, split: str, class_map: str | Non
 
 
 def read_indices(path: Path) -> list[int]:
-    """Outputs of a model, one number a line, as timm's ``imagenet_a_indices.txt``.
+    """Predictions of a model, one number a line, as timm's ``imagenet_a_indices.txt``.
 
     Raises:
         ValueError: If there is anything else in the file.

@@ -2,21 +2,38 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 from torch.nn import functional as F
 
 from dcls_models.layers import Dcls2d
 from dcls_models.layers.interpolation import SCHEMES
 from dcls_models.provenance import state_dict_sha256
-from eval.options import drawn, json_output, models, which_model, with_baseline
-from eval.results import pictures, provenance, write_json
+from eval.options import baseline_option, json_option, model_options, models, picture_option
+from eval.results import write_result
+from eval.section import Section
 
 COLUMNS = 8  # kernels on the picture, per stage
+SECTION = Section(
+    "Kernels",
+    "Per stage, in pixels: the mean distance from the middle, weighted with |kernel|, and the share of "
+    "|kernel| outside the middle 7 x 7; of the elements, their mean distance, the share at the edge of "
+    "their range, and sigma.",
+    {
+        "name": ("stage", 0),
+        "size": ("size", 0),
+        "version": ("version", 0),
+        "radius": ("radius", 2),
+        "outside_7x7": ("outside 7 x 7", 3),
+        "mean_distance": ("mean distance", 2),
+        "at_border": ("at the edge", 3),
+        "sigma/mean": ("sigma", 2),
+    },
+)
 
 
 def stages_of(model: nn.Module) -> dict[str, list[nn.Conv2d]]:
@@ -28,16 +45,16 @@ def stages_of(model: nn.Module) -> dict[str, list[nn.Conv2d]]:
         ValueError: If there is no such layer.
     """
     convolutions = {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
-    found = {name: m for name, m in convolutions.items() if isinstance(m, Dcls2d)} or {
+    layers = {name: m for name, m in convolutions.items() if isinstance(m, Dcls2d)} or {
         name: m
         for name, m in convolutions.items()
         if m.groups == m.in_channels > 1 and m.stride == (1, 1) and max(m.kernel_size) > 1
     }
-    if not found:
+    if not layers:
         raise ValueError(f"{type(model).__name__} has no DCLS layer and no depthwise convolution to look at")
     names = [info["module"] for info in getattr(model, "feature_info", [])]
     stages: dict[str, list[nn.Conv2d]] = {}
-    for name, layer in found.items():
+    for name, layer in layers.items():
         stage = next((s for s in names if name.startswith(s + ".")), name)
         stages.setdefault(stage, []).append(layer)
     return stages
@@ -100,26 +117,25 @@ def statistics(name: str, layers: Sequence[nn.Conv2d]) -> dict[str, Any]:
     radius = (mass * distances(height, width)).sum() / mass.sum()
     inner = mass[max(0, height // 2 - 3) : height // 2 + 4, max(0, width // 2 - 3) : width // 2 + 4]
     outside = (1 - inner.sum() / mass.sum()).clamp(min=0)
-    found = {"name": name, "layers": len(layers), "size": [height, width]}
-    found |= {"radius": radius.item(), "outside_7x7": outside.item()}
+    row = {"name": name, "layers": len(layers), "size": [height, width]}
+    row |= {"radius": radius.item(), "outside_7x7": outside.item()}
     first = layers[0]
     if isinstance(first, Dcls2d):
         positions, sigma = elements(layers)
         limit = torch.tensor([k // 2 for k in first.dilated_kernel_size])[:, None]
         at_border = (positions.abs() >= limit - 0.5).any(0).float().mean()
-        found |= {"version": first.version, "kernel_count": first.kernel_count}
-        found |= {"mean_distance": positions.norm(dim=0).mean().item(), "at_border": at_border.item()}
+        row |= {"version": first.version, "kernel_count": first.kernel_count}
+        row |= {"mean_distance": positions.norm(dim=0).mean().item(), "at_border": at_border.item()}
         if sigma.numel():
-            found["sigma"] = {"mean": sigma.mean().item(), "std": sigma.std().item()}
-    return found
+            row["sigma"] = {"mean": sigma.mean().item(), "std": sigma.std().item()}
+    return row
 
 
-def draw_kernels(stages: dict[str, list[nn.Conv2d]], path: Path) -> None:
+def draw_kernels(stages: dict[str, list[nn.Conv2d]]) -> Figure:
     """Draws, in a row per stage, kernels of its first layer, their mean magnitude, positions and sigma.
 
     Args:
         stages: Titles and layers.
-        path: The picture to write.
     """
     learned = [layer for layers in stages.values() for layer in layers if isinstance(layer, Dcls2d)]
     columns = COLUMNS + 1 + bool(learned) + any(layer.sigma is not None for layer in learned)
@@ -140,8 +156,7 @@ def draw_kernels(stages: dict[str, list[nn.Conv2d]], path: Path) -> None:
         line[COLUMNS].set_title("mean |kernel|", fontsize=8)
         if isinstance(first, Dcls2d):
             _draw_elements(line[COLUMNS + 1 :], layers)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return figure
 
 
 def _draw_kernel(axis: plt.Axes, kernel: torch.Tensor) -> None:
@@ -176,11 +191,7 @@ def run(arguments: argparse.Namespace) -> None:
         rows.append({"model": name, "state_dict_sha256": state_dict_sha256(model), "stages": measured})
         for stage in measured:
             print(f"{name} {stage['name']}: {_say(stage)}")
-    if arguments.picture:
-        draw_kernels(shown, arguments.picture)
-    if arguments.output:
-        found = {**rows[-1], "rows": rows, "pictures": pictures(arguments.picture, arguments.output)}
-        write_json(arguments.output, {**found, **provenance(arguments)})
+    write_result(arguments, {**rows[-1], "rows": rows}, lambda: draw_kernels(shown))
 
 
 def _say(stage: dict[str, Any]) -> str:
@@ -195,6 +206,6 @@ def _say(stage: dict[str, Any]) -> str:
 
 def add_commands(commands: Any) -> None:
     """Adds ``kernels``."""
-    parents = [which_model(), with_baseline(), json_output(), drawn()]
+    parents = [model_options(), baseline_option(), json_option(), picture_option()]
     command = commands.add_parser("kernels", parents=parents, help="the learned kernels")
     command.set_defaults(run=run, device="cpu")

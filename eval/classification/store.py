@@ -1,4 +1,4 @@
-"""Results of an evaluation while it runs, in files beside its output: what was killed goes on."""
+"""The predictions of an evaluation while it runs, in files beside its output: what was killed goes on."""
 
 import json
 from collections.abc import Sequence
@@ -8,14 +8,16 @@ from typing import Any
 
 import torch
 
+from dcls_models.files import replaced, write_json
+
 
 @dataclass
-class Outputs:
-    """What a model says of images.
+class Predictions:
+    """What a model predicts for images.
 
     Attributes:
         indices: Which images of the data set, ``(n,)``.
-        labels: Their labels, ``(n,)``, as columns of ``logits``; ``eval.data.UNREADABLE`` for an image that
+        labels: Their labels, ``(n,)``, as columns of ``logits``; ``UNREADABLE`` for an image that
             could not be read.
         logits: ``(n, classes)``, float32: 200 MB for the 50,000 images of ImageNet.
         ranked: The five best classes (or all, if there are fewer), best first, ``(n, 5)``, as the device that
@@ -27,9 +29,9 @@ class Outputs:
     logits: torch.Tensor
     ranked: torch.Tensor
 
-    def select(self, which: torch.Tensor) -> "Outputs":
+    def select(self, which: torch.Tensor) -> "Predictions":
         """Some of the images, by mask or by order."""
-        return Outputs(*(tensor[which] for tensor in vars(self).values()))
+        return Predictions(*(tensor[which] for tensor in vars(self).values()))
 
 
 class Store:
@@ -41,39 +43,37 @@ class Store:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
-        self._kept: list[Outputs] = []
+        self._kept: list[Predictions] = []
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
 
-    def add(self, outputs: Outputs) -> None:
+    def add(self, predictions: Predictions) -> None:
         """Keeps a batch."""
         if self.folder is None:
-            self._kept.append(outputs)
+            self._kept.append(predictions)
             return
-        file = self.folder / f"{outputs.indices[0]:09}.pt"
-        part = file.with_suffix(".part")
-        torch.save(vars(outputs), part)
-        part.replace(file)
+        with replaced(self.folder / f"{predictions.indices[0]:09}.pt") as part:
+            torch.save(vars(predictions), part)
 
-    def batches(self) -> list[Outputs]:
+    def batches(self) -> list[Predictions]:
         """All that is kept."""
         if self.folder is None:
             return self._kept
         files = sorted(self.folder.glob("*.pt"))
-        return [Outputs(**torch.load(file, map_location="cpu", weights_only=True)) for file in files]
+        return [Predictions(**torch.load(file, map_location="cpu", weights_only=True)) for file in files]
 
     def done(self) -> set[int]:
         """Images that need not be evaluated again."""
         return {i for batch in self.batches() for i in batch.indices.tolist()}
 
-    def whole(self, n: int) -> Outputs:
+    def whole(self, n: int) -> Predictions:
         """All images in the order of the data set.
 
         Raises:
             RuntimeError: If one of them is missing.
         """
         batches = self.batches()
-        joined = Outputs(*(torch.cat([getattr(b, name) for b in batches]) for name in vars(batches[0])))
+        joined = Predictions(*(torch.cat([getattr(b, name) for b in batches]) for name in vars(batches[0])))
         if sorted(joined.indices.tolist()) != list(range(n)):
             raise RuntimeError(
                 f"{len(joined.indices)} results arrived for {n} images: all processes must see the folder "
@@ -94,7 +94,7 @@ def claim(folder: Path, settings: dict[str, Any]) -> None:
     """
     file, settings = folder / "settings.json", json.loads(json.dumps(settings))
     if file.is_file():
-        before = json.loads(file.read_text())
+        before = json.loads(file.read_text(encoding="utf-8"))
         other = [k for k in {**before, **settings} if before.get(k) != settings.get(k)]
         if other:
             raise ValueError(
@@ -103,9 +103,7 @@ def claim(folder: Path, settings: dict[str, Any]) -> None:
             )
         return
     folder.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(settings, indent=2))
-    part.replace(file)
+    write_json(file, settings)
 
 
 def split(indices: Sequence[int], size: int) -> list[list[int]]:

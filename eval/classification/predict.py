@@ -1,0 +1,113 @@
+"""What single images show, in a model's opinion."""
+
+import argparse
+from collections.abc import Iterable, Sequence
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from dcls_models.files import one_line
+from dcls_models.images import EXTENSIONS, label_names, read_image, transform_of
+from dcls_models.loading import load_model
+from eval.options import model_options, picture_option
+from eval.results import write_picture
+
+Answers = list[tuple[str, float]]  # class names and probabilities, best first
+
+
+@torch.inference_mode()
+def predict(model: nn.Module, images: Sequence[Path], top: int = 3) -> list[Answers]:
+    """The best classes of single images.
+
+    Args:
+        model: In eval mode.
+        images: Image files.
+        top: How many classes.
+
+    Returns:
+        Per image ``(class name, probability)``, best first.
+
+    Raises:
+        ValueError: If an image cannot be read.
+    """
+    transform, names = transform_of(model), label_names(model)
+    answers = []
+    for file in images:
+        try:
+            image = read_image(file)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{file} cannot be read as an image: {one_line(error)}") from error
+        scores = model(transform(image)[None])[0].softmax(0)
+        best = scores.topk(min(top, len(scores)))
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        answers.append([(names[i], probability) for i, probability in pairs])
+    return answers
+
+
+def draw_predictions(images: Sequence[Path], answers: Sequence[Answers]) -> Figure:
+    """Draws images with their best class; green where it is the name of the image's folder, else red."""
+    columns = min(8, len(images))
+    rows = -(-len(images) // columns)
+    size = (1.5 * columns, 1.75 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, file, ((name, probability), *_) in zip(axes.flat, images, answers, strict=False):
+        axis.imshow(read_image(file))
+        colour = "tab:green" if name == file.parent.name else "tab:red"
+        axis.set_title(f"{name} ({probability:.0%})", fontsize=9, color=colour)
+    return figure
+
+
+def files_of(given: Iterable[str]) -> list[Path]:
+    """Image files: those that are given, those that a pattern matches, all below a folder.
+
+    Raises:
+        FileNotFoundError: If a folder has no image.
+    """
+    files: list[Path] = []
+    # not every shell expands patterns; a file may be called so
+    for path in (Path(p) for text in given for p in (sorted(glob(text)) or [text])):  # noqa: PTH207
+        if not path.is_dir():
+            files.append(path)
+            continue
+        below = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in EXTENSIONS]
+        hidden = [any(part.startswith(".") for part in file.relative_to(path).parts) for file in below]
+        if all(hidden):
+            raise FileNotFoundError(f"no images in {path} ({' '.join(EXTENSIONS)})")
+        files += [file for file, is_hidden in zip(below, hidden, strict=True) if not is_hidden]
+    return files
+
+
+def run_predict(arguments: argparse.Namespace) -> None:
+    """Says what single images show."""
+    images = files_of(arguments.images)
+    model = load_model(arguments.model, arguments.checkpoint)
+    answers: dict[Path, Answers] = {}
+    unreadable = []
+    for image in images:
+        try:
+            (answers[image],) = predict(model, [image])
+        except ValueError as error:
+            unreadable.append(str(error))
+        else:
+            best = ", ".join(f"{name} {probability:.1%}" for name, probability in answers[image])
+            print(f"{image}: {best}")
+    if arguments.picture and answers:
+        write_picture(arguments.picture, lambda: draw_predictions(list(answers), list(answers.values())))
+    if unreadable:
+        raise ValueError("; ".join(unreadable))
+
+
+def add_commands(commands: Any) -> None:
+    """Adds ``predict``."""
+    command = commands.add_parser(
+        "predict", parents=[model_options(), picture_option()], help="what single images show"
+    )
+    command.add_argument("images", nargs="+", help="image files, patterns of them, or folders")
+    command.set_defaults(run=run_predict)

@@ -1,0 +1,56 @@
+"""The commands of ``eval``: each measures a model and writes a result."""
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from dcls_models.files import locked
+from eval import report
+from eval.classification import accuracy, predict, processes, robustness
+from eval.interpretability import erf, gradcam, kernels
+from eval.speed import layers, throughput
+
+COMMANDS = (accuracy, robustness, gradcam, erf, kernels, predict, throughput, layers, report)
+WRITTEN = ("output", "predictions", "per_class", "results_csv", "picture")  # options that name files to write
+
+
+def parser() -> argparse.ArgumentParser:
+    """The commands and their options; each module adds its own, with the function that runs it."""
+    top = argparse.ArgumentParser(prog="python -m eval", description="Measures models.")
+    commands = top.add_subparsers(dest="task", required=True)
+    for module in COMMANDS:
+        module.add_commands(commands)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs one command."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    arguments = parser().parse_args(argv)
+    arguments.argv = argv
+    _check_output(arguments)
+    if getattr(arguments, "device", "cpu").startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {arguments.device}: torch finds no CUDA device here")
+    with _output_lock(arguments):
+        arguments.run(arguments)
+
+
+def _check_output(arguments: argparse.Namespace) -> None:
+    """Makes the folders of the files to write, before the work begins."""
+    for name in WRITTEN:
+        if file := getattr(arguments, name, None):
+            if file.is_dir():
+                raise ValueError(f"--{name.replace('_', '-')} must be a file, got the folder {file}")
+            file.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _output_lock(arguments: argparse.Namespace) -> contextlib.AbstractContextManager[None]:
+    """Lets no other evaluation write the same result; the first process holds the lock for all."""
+    output = getattr(arguments, "output", None)
+    if output is None or processes.rank_and_world()[0] > 0:
+        return contextlib.nullcontext()
+    taken = f"another evaluation is writing {output}: wait for its end, or give another --output"
+    return locked(output.with_name(output.name + ".lock"), taken)
