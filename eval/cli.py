@@ -11,9 +11,9 @@ from dcls_models.files import locked
 from eval import report
 from eval.classification import accuracy, predict, processes, robustness
 from eval.interpretability import erf, gradcam, kernels
-from eval.speed import layers, throughput
+from eval.speed import layers, models, throughput
 
-COMMANDS = (accuracy, robustness, gradcam, erf, kernels, predict, throughput, layers, report)
+COMMANDS = (accuracy, robustness, gradcam, erf, kernels, predict, throughput, layers, models, report)
 WRITTEN = ("output", "predictions", "per_class", "results_csv", "picture")  # options that name files to write
 
 

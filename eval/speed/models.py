@@ -38,8 +38,8 @@ together with [{csv}]({csv}), which has timm's columns and more.
 - *Kernel*: its side in pixels, its number of elements, and how they are interpolated (`version`).
 - *Parameters*: millions of numbers that are trained; *deployed*: the same after `fuse`, with dense kernels.
 - *GMACs*: multiplications in convolutions and matrix products of the deployed model, for one image, by the
-  formulas of torch; in brackets those of timm's plain model. (timm's tables count normalisation too, which adds
-  under one percent.) *Activations*: millions of numbers that these operators put out.
+  formulas of torch; in brackets those of timm's plain model. (timm's tables count normalisation too, which
+  adds under one percent.) *Activations*: millions of numbers that these operators put out.
 - *Images/s*: of the deployed model on a CPU, measured here; in brackets its speed relative to timm's plain
   model in the same run. Where it is empty nobody has measured it.
 - *Reported*: in percent, by the authors of the weights, not measured here. Where it is empty we could not
@@ -61,14 +61,14 @@ def plain_model(name: str) -> str | None:
     return plain if timm.is_model(plain) else None
 
 
-def zoo(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row for each registered model, with ``COLUMNS``; empty where nothing is known.
+def zoo(names: Sequence[str], results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each model, with ``COLUMNS``; empty where nothing is known.
 
     Args:
+        names: Registered models.
         results: Results of ``eval throughput``, for the speeds.
     """
     reported = _reported()
-    names = timm.list_models("*dcls*")
     rows = [_described(name) | _speed(name, results) | reported.get(name, {}) for name in names]
     return [{column: row.get(column, "") for column in COLUMNS} for row in rows]
 
@@ -182,10 +182,17 @@ def _versions(result: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {version}" for name, version in result["versions"].items())
 
 
+def _timed(path: Path) -> dict[str, Any]:
+    result = read_result(path)
+    if result["task"] != "throughput":
+        raise ValueError(f"{path} is a result of {result['task']}: --speed takes results of eval throughput")
+    return result
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Writes the page and the CSV beside it."""
-    results = [read_result(path) for path in arguments.speed]
-    rows = zoo(results)
+    results = [_timed(path) for path in arguments.speed]
+    rows = zoo(timm.list_models("*dcls*"), results)
     table = arguments.output.with_suffix(".csv")
     command = shlex.join(["python", "-m", "eval", *arguments.argv])
     texts = {table: as_csv(rows), arguments.output: as_page(rows, results, command, table.name)}
