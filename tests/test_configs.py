@@ -11,7 +11,7 @@ import yaml
 
 import dcls_models  # noqa: F401
 from tests.training import last, save_dense, write_images
-from train.__main__ import main
+from train.command import main
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RECIPES = sorted(p for p in CONFIGS.rglob("*.yaml") if p.parent.name != "dense")  # tests/test_dense.py

@@ -16,7 +16,7 @@ from dcls_models.loading import load_model
 from eval.classification.data import open_samples
 from eval.cli import main as eval_main
 from hub.cli import main as hub_main
-from train.__main__ import main as train_main
+from train.command import main as train_main
 from train.data import Images
 from train.digits import write_digits
 

@@ -14,11 +14,11 @@ from pycocotools import mask as rle
 
 import dcls_models  # noqa: F401
 from dcls_models._timm import save_for_hf
-from train import detection, segmentation
-from train.dense import layer_of, unzipped
-from train.detection import Coco, Detector, DigitBoxes
-from train.scenes import Scenes
-from train.segmentation import IGNORED, DigitMasks, Masks, Segmenter
+from train.dense import detection, segmentation
+from train.dense.base import layer_of, unzipped
+from train.dense.detection import Coco, Detector, DigitBoxes
+from train.dense.scenes import Scenes
+from train.dense.segmentation import IGNORED, DigitMasks, Masks, Segmenter
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "dense"
 RECIPES = sorted(CONFIGS.glob("*.yaml"))
@@ -30,7 +30,7 @@ CPU = [
 ]
 SMALL = ["--data.scenes", "8", "--data.val_scenes", "2", "--data.scene_side", "64", "--data.batch_size", "4"]
 LENGTH = {
-    **{"datamodule": SimpleNamespace(train_batches=lambda world_size: 10), "world_size": 1},
+    **{"datamodule": SimpleNamespace(train_batches=lambda devices: 10), "world_size": 1},
     **{"limit_train_batches": 1.0, "accumulate_grad_batches": 1, "max_epochs": 36, "max_steps": -1},
 }
 SMALL_RCNN = {"box_batch_size_per_image": 8, "rpn_post_nms_top_n_train": 20, "box_detections_per_img": 5}
@@ -297,7 +297,7 @@ class TestRuns:
         assert metrics == ({"miou", "pixels"} if main is segmentation.main else set(detection.MEASURED))
         assert all(0 <= found[k] <= 100 and 0 <= found["before"][k] <= 100 for k in metrics)
         assert (found["model"], found["n"], found["updates"]) == ("test_convnext_dcls", 2, 2)
-        assert found["task"] == main.__module__.removeprefix("train.")
+        assert found["task"] == main.__module__.removeprefix("train.dense.")
         assert found["versions"]["timm"] == timm.__version__
         more = ["--trainer.max_epochs", "2", "--ckpt_path", "last"]
         resumed = fit(main, tmp_path, *TINY[main], *SMALL, *more)

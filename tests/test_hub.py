@@ -25,7 +25,7 @@ from dcls_models.files import sha256_of
 from dcls_models.loading import load_model
 from hub.cli import main as hub_main
 from hub.export import export
-from train.__main__ import main as train_main
+from train.command import main as train_main
 from train.digits import write_digits
 
 ROOT = Path(__file__).parent.parent

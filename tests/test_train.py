@@ -37,15 +37,20 @@ from tests.training import (
     save_dense,
     write_images,
 )
-from train.__main__ import main, reason, run
-from train.checkpoints import KeepLast, put_aside
-from train.contours import contours
+from train.checkpoints import KeepLast, NotFiniteError
+from train.command import main
 from train.data import Images
-from train.models import laid_out
-from train.module import Classifier, NotFiniteError
+from train.errors import reason
+from train.launch import run
+from train.models import to_memory_layout
+from train.module import Classifier
 from train.optimizer import build_optimizer
-from train.study import VARIANTS, baselines, equal_parameters, parameters
-from train.study import main as study
+from train.run_folder import put_aside
+from train.samplers import Keyed
+from train.study.contours import contours
+from train.study.models import VARIANTS, equal_parameters, parameters
+from train.study.study import main as study
+from train.study.tasks import baselines
 
 SMALL = {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 16], "patch_size": 2, "kernel_count": 5}
 SHORT = ["--trainer.max_epochs", "1", "--trainer.limit_val_batches", "1"]
@@ -201,11 +206,11 @@ class TestParts:
     @pytest.mark.parametrize("policy", ["3a", "rand-m9-mstd0.5-inc1", "augmix-m5-w4-d2"])
     def test_augmentation_depends_on_its_seed_only(self, images, policy):
         data = Images(str(images), img_size=32, auto_augment=policy, re_prob=0.5)
-        one, again, other = (data.train_set[(3, seeds)] for seeds in ((0, 1, 2), (0, 1, 2), (0, 1, 3)))
+        one, again, other = (Keyed(data.train_set)[(3, seeds)] for seeds in ((0, 1, 2), (0, 1, 2), (0, 1, 3)))
         assert torch.equal(one[0], again[0])
         assert not torch.equal(one[0], other[0])
         for position in range(40):  # posterize to no bits, which Pillow 13 refuses, comes up
-            assert data.train_set[(3, (0, 0, position))][0].isfinite().all()
+            assert Keyed(data.train_set)[(3, (0, 0, position))][0].isfinite().all()
 
     def test_the_teachers_share_of_the_loss(self, images, teacher, tmp_path):
         module = Classifier("test_convnext", num_classes=4, teacher=teacher, teacher_temperature=2.0)
@@ -221,16 +226,17 @@ class TestParts:
         wanted = (load_model(teacher)(as_teacher) / 2).log_softmax(1)
         found = (student / 2).log_softmax(1)
         expected = 4 * (wanted.exp() * (wanted - found)).sum(1).mean()
-        torch.testing.assert_close(module._distance_to_teacher(batch[0], student), expected)
+        inputs = (batch[0], student, data.hparams["mean"], data.hparams["std"])
+        torch.testing.assert_close(module.teacher.distance(*inputs), expected)
 
-        module.hparams["teacher_loss"] = "hard"
+        module.teacher.kind = "hard"
         expected = -student.log_softmax(1)[torch.arange(len(student)), wanted.argmax(1)].mean()
-        torch.testing.assert_close(module._distance_to_teacher(batch[0], student), expected)
+        torch.testing.assert_close(module.teacher.distance(*inputs), expected)
 
     def test_several_versions_of_an_image(self, images):
         how = {"img_size": 32, "auto_augment": "augmix-m5-w4-d2"}
-        versions, label = Images(str(images), augment_splits=3, **how).train_set[(3, (0, 1, 2))]
-        clean, same_label = Images(str(images), img_size=32, color_jitter=0).train_set[(3, (0, 1, 2))]
+        versions, label = Keyed(Images(str(images), augment_splits=3, **how).train_set)[(3, (0, 1, 2))]
+        clean, same_label = Keyed(Images(str(images), img_size=32, color_jitter=0).train_set)[(3, (0, 1, 2))]
         assert versions.shape == (3, 3, 32, 32)
         assert torch.equal(versions[0], clean)
         assert label == same_label
@@ -459,8 +465,9 @@ def with_little_space(images, root, options):
     log = (root / "said.txt").open("w")
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
     try:
-        run(["fit", *TINY, *SMALL_DATA, "--data.root", str(images), "--trainer.logger", "false",
-             "--trainer.default_root_dir", str(root), *options, "--ckpt_path", "last"])  # fmt: skip
+        where = ["--data.root", str(images), "--trainer.default_root_dir", str(root)]
+        resume = ["--trainer.logger", "false", *options, "--ckpt_path", "last"]
+        run(["fit", *TINY, *SMALL_DATA, *where, *resume], command=main)
     except SystemExit as exited:
         log.write(str(exited.code))
         log.close()
@@ -494,7 +501,7 @@ class TestErrors:
     def test_one_line_says_what_is_wrong(self, images, tmp_path, flags, said):
         where = ["--data.root", str(images), "--trainer.default_root_dir", str(tmp_path)]
         with pytest.raises(SystemExit) as exited:
-            run(["fit", *TINY, *SMALL_DATA, *where, *SHORT, *flags])
+            run(["fit", *TINY, *SMALL_DATA, *where, *SHORT, *flags], command=main)
         message = str(exited.value.code)
         assert message.startswith("error: ")
         assert said in message
@@ -524,7 +531,10 @@ class TestErrors:
         for path, flags in cases:
             with pytest.raises(SystemExit) as exited:
                 where = ["--data.root", str(images), "--trainer.default_root_dir", str(tmp_path)]
-                run(["fit", *TINY, *SMALL_DATA, *where, *SHORT, *flags, "--ckpt_path", str(path)])
+                run(
+                    ["fit", *TINY, *SMALL_DATA, *where, *SHORT, *flags, "--ckpt_path", str(path)],
+                    command=main,
+                )
             message = str(exited.value.code)
             assert message.startswith(f"error: {path}")
             assert "\n" not in message
@@ -745,6 +755,6 @@ def test_on_a_cpu_no_layout_that_overruns_memory():
         ("test_convnext_dcls", torch.channels_last),
     ):
         model = timm.create_model(name, num_classes=2)
-        assert laid_out(images, model, True).is_contiguous(memory_format=expected), name
-        assert laid_out(images.to(memory_format=torch.channels_last), model, False).is_contiguous()
-    assert laid_out(images.to("meta"), timm.create_model("test_fastvit_dcls"), True).stride()[1] == 1
+        assert to_memory_layout(images, model, True).is_contiguous(memory_format=expected), name
+        assert to_memory_layout(images.to(memory_format=torch.channels_last), model, False).is_contiguous()
+    assert to_memory_layout(images.to("meta"), timm.create_model("test_fastvit_dcls"), True).stride()[1] == 1

@@ -12,7 +12,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from tests.training import RANDOM, fit, last, same, write_images
-from train.data import Images, TrainLoader
+from train.data import Images
+from train.loaders import TrainLoader
+from train.place import Place
 from train.readers import IGNORED, DataError
 from train.samplers import PADDING, EvalSampler, TrainSampler
 
@@ -40,28 +42,35 @@ class TestSamplers:
         orders = set()
         for seed, epoch in ((0, 0), (0, 1), (1, 0)):
             sampler = TrainSampler(range(20), 0, 1, seed)
-            sampler.set_epoch(epoch)
+            sampler.start(epoch, 0)
             assert list(sampler) == list(sampler)
             orders.add(tuple(index for index, _ in sampler))
         assert len(orders) == 3
 
     def test_what_is_left_of_an_epoch(self):
         sampler = TrainSampler(range(20), 1, 2, 0)
-        sampler.set_epoch(4)
+        sampler.start(4, 0)
         whole = list(sampler)
-        sampler.resume(4, seen=6)
+        sampler.start(4, seen=6)
         assert list(sampler) == whole[6:]
         assert len(sampler) == 10
-        sampler.set_epoch(5)
+        sampler.start(5, 0)
         assert len(list(sampler)) == 10
 
     def test_another_batch_size_in_the_middle_of_an_epoch(self, caplog):
         sampler = TrainSampler(range(48), 0, 1, 0)
         whole = list(sampler)
-        loader = TrainLoader(range(48), sampler, dict, batch_size=4)
+        place = Place(0, 3)
+        loader = TrainLoader(range(48), sampler, lambda: place, batch_size=4)
         loader.load_state_dict({"epoch": 0, "batches": 3, "at_once": 8})
-        assert list(sampler) == whole[24:]
+        rest = torch.tensor([index for index, _ in whole[24:]])
+        assert torch.equal(torch.cat(list(loader)), rest)
         assert "8 images at once, now it is 4" in caplog.text
+        place = Place(0, 5)  # stopped once more
+        assert loader.state_dict() == {"epoch": 0, "batches": 5, "seen": 32, "at_once": 4}
+        again = TrainLoader(range(48), sampler, lambda: place, batch_size=4)
+        again.load_state_dict(loader.state_dict())
+        assert torch.equal(torch.cat(list(again)), rest[8:])
 
     @pytest.mark.parametrize(("size", "world"), [(10, 1), (10, 3), (12, 4), (3, 4)])
     def test_evaluation_sees_every_sample_once(self, size, world):
@@ -110,7 +119,7 @@ class TestUnreadable:
         data = Images(str(root), img_size=32, num_workers=0)
         with caplog.at_level(logging.WARNING):
             assert data.train_set[0][0].mean() < 2, "the next image"
-        assert "class_0/00.png: mode I;16 has more than 8 bits" in caplog.text
+        assert "class_0/00.png: its pixels have more than 8 bits (mode I;16)" in caplog.text
 
     def test_evaluation_does_not_replace_them(self, tmp_path):
         root = write_images(tmp_path)

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from tests.training import RANDOM, SMALL_DATA, TINY, callback, fit, last, write_images
-from train.__main__ import run
+from train.command import main
+from train.launch import run
 
 if sys.platform != "linux":
     pytest.skip("needs fork", allow_module_level=True)
@@ -64,7 +65,7 @@ def test_two_processes_stop_together_and_go_on(images, tmp_path):
     fit(images, tmp_path / "whole", *more)
     where = ["--data.root", str(images), "--trainer.default_root_dir", str(tmp_path / "stopped")]
     with pytest.raises(SystemExit) as exited:
-        run(["fit", *TINY, *SMALL_DATA, *where, *more, *callback("SignalAt", epoch=1, batch=1)])
+        run(["fit", *TINY, *SMALL_DATA, *where, *more, *callback("SignalAt", epoch=1, batch=1)], command=main)
     assert exited.value.code == 128 + signal.SIGTERM
     assert last(tmp_path / "stopped")["global_step"] == 8
     fit(images, tmp_path / "stopped", *more, "--ckpt_path", "last")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.training import RANDOM, callback, fit, in_child, last, same, write_images
-from train.checkpoints import Stopped
+from train.signals import Stopped
 
 RESUME = ["--ckpt_path", "last"]
 

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from dcls_models._timm import save_for_hf
-from train.__main__ import main
+from train.command import main
 
 TINY = [
     *("--model.name", "test_convnext_dcls", "--data.img_size", "32", "--data.num_workers", "0"),

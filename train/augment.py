@@ -7,6 +7,8 @@ from PIL import Image
 from timm.data import auto_augment
 from timm.data import create_transform as timm_transform
 
+_TIMM_POSTERIZE = auto_augment.posterize
+
 
 def create_transform(img_size: int, **kwargs: Any) -> Any:
     """A transform of timm.
@@ -14,6 +16,7 @@ def create_transform(img_size: int, **kwargs: Any) -> Any:
     Raises:
         ValueError: If timm does not know what is asked for.
     """
+    _mend_posterize()
     try:
         return timm_transform(img_size, **kwargs)
     except (AssertionError, KeyError) as error:
@@ -43,9 +46,11 @@ class Splits:
 
 def posterize(image: Image.Image, bits: int, **kwargs: Any) -> Image.Image:
     """Reduces each channel to so many bits; to none as Pillow did before 13, which raises (timm 1.0.31)."""
-    return auto_augment.posterize(image, bits, **kwargs) if bits >= 1 else Image.new(image.mode, image.size)
+    return _TIMM_POSTERIZE(image, bits, **kwargs) if bits >= 1 else Image.new(image.mode, image.size)
 
 
-for _name, _operation in auto_augment.NAME_TO_OP.items():
-    if _operation is auto_augment.posterize:
-        auto_augment.NAME_TO_OP[_name] = posterize
+def _mend_posterize() -> None:
+    """Puts our ``posterize`` in the place of timm's."""
+    for name, operation in auto_augment.NAME_TO_OP.items():
+        if operation is _TIMM_POSTERIZE:
+            auto_augment.NAME_TO_OP[name] = posterize

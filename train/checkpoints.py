@@ -8,8 +8,6 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable
-from itertools import count
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,17 +17,16 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from dcls_models import CheckpointError
-from train.module import NotFiniteError
+from dcls_models.files import replaced
+from train.run_folder import LAST, put_aside
+from train.signals import SIGNALS, Stopped, set_handler
 
 _logger = logging.getLogger(__name__)
-LAST = "last.ckpt"
-PICTURES = ("curves.png", "confusion.png", "predictions_val.png", "positions.png")
-EXPORTED = ("model.safetensors", "config.json", "training.json", "README.md", ".eval_results", "results.json")
-LOGGED = ("logs", "tensorboard", "summary.csv", "predictions.csv")
-LEFT = (*LOGGED, *PICTURES, *EXPORTED, "checkpoints")  # by a run
 AGAIN = 3.0  # seconds; torchrun and schedulers pass on signals that a process has already got
-SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
+
+
+class NotFiniteError(RuntimeError):
+    """The loss is infinite or NaN."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -50,25 +47,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         path = Path(path)
-        part = path.with_name(f".{path.name}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as file:
+            with replaced(path) as part, part.open("wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-            part.replace(path)
         except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError when the disk is full
-            part.unlink(missing_ok=True)
             cause = error.__context__ if isinstance(error.__context__, OSError) else error
-            raise OSError(f"cannot write {path}: {cause}; what was saved before is still there") from error
-
-
-class Stopped(SystemExit):
-    """Somebody has asked the training to stop, and it has; the exit code is 128 and the signal's number."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(128 + signum)
+            before = "; what was saved before is still there" if path.exists() else ""
+            raise OSError(f"cannot write {path}: {cause}{before}") from error
 
 
 class KeepLast(Checkpoint):
@@ -77,6 +65,8 @@ class KeepLast(Checkpoint):
     Args:
         every_n_updates: How often to save besides the ends of epochs.
     """
+
+    leaves_files = True
 
     def __init__(self, every_n_updates: int = 1000) -> None:
         if every_n_updates < 1:
@@ -106,8 +96,11 @@ class KeepLast(Checkpoint):
         """
         self.received, first = 0, 0.0
         self.started_at = trainer.global_step
-        if trainer.global_step == 0 and trainer.is_global_zero and not trainer.fast_dev_run:
-            put_aside(Path(trainer.default_root_dir), ("checkpoints",))
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            if trainer.global_step == 0:
+                put_aside(Path(trainer.default_root_dir), ("checkpoints",))
+            for part in self.path(trainer).parent.glob(".*.part"):  # of a training that was killed
+                part.unlink()
 
         def note(signum: int, frame: FrameType | None) -> None:
             nonlocal first
@@ -118,18 +111,18 @@ class KeepLast(Checkpoint):
             self.received, first = signum, time.monotonic()
             _logger.warning("%s: saving after this update, then stopping", signal.Signals(signum).name)
 
-        self._handlers = {s: _set_handler(s, note) for s in SIGNALS}
+        self._handlers = {s: set_handler(s, note) for s in SIGNALS}
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Saves if it is time to, between two updates; the end of an epoch comes after validation."""
-        if trainer.fit_loop._should_accumulate() or trainer.is_last_batch:
+        """Saves if it is time to, between two updates and after a validation that was due between them."""
+        if trainer.global_step == self.started_at or not _between_updates(trainer):
             return
         if self._asked(trainer):
             self._save(trainer, pl_module)
             self._stop(trainer)
-        if trainer.global_step % self.every_n_updates == 0:
+        if batch_idx and trainer.global_step % self.every_n_updates == 0:
             self._save(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -148,11 +141,7 @@ class KeepLast(Checkpoint):
         """
         saveable = isinstance(exception, Exception) and not isinstance(exception, NotFiniteError | OSError)
         moved_on = trainer.global_step > self.started_at and trainer.training and not trainer.sanity_checking
-        between = (
-            trainer.fit_loop.epoch_loop.batch_progress.current.processed % trainer.accumulate_grad_batches
-            == 0
-        )
-        if saveable and moved_on and between and trainer.world_size == 1 and self._handlers:
+        if saveable and moved_on and _between_updates(trainer) and trainer.world_size == 1 and self._handlers:
             self._save(trainer, pl_module)
         self._restore_handlers()
 
@@ -179,63 +168,11 @@ class KeepLast(Checkpoint):
 
     def _restore_handlers(self) -> None:
         for signum, handler in self._handlers.items():
-            _set_handler(signum, handler)
+            set_handler(signum, handler)
         self._handlers = {}
 
 
-def put_aside(root: Path, names: tuple[str, ...] = LEFT) -> None:
-    """Moves what an earlier run has left in a folder into ``earlier_1``, ``earlier_2``, ... in it."""
-    if (root / "checkpoints" / LAST).is_file():
-        aside = next(p for i in count(1) if not (p := root / f"earlier_{i}").exists())
-        aside.mkdir()
-        for name in names:
-            if (root / name).exists():
-                (root / name).rename(aside / name)
-        _logger.warning("what an earlier run has left is now in %s", aside)
-
-
-def _set_handler(signum: int, handler: Callable[[int, FrameType | None], None] | Any) -> Any:
-    try:
-        return signal.signal(signum, handler)
-    except ValueError:  # not in the main thread, a notebook's for instance
-        return signal.getsignal(signum)
-
-
-def check_checkpoint(path: Path, name: str) -> dict[str, Any]:
-    """Makes sure that a checkpoint is whole, of this trainer and of this model, before anything else is done.
-
-    Returns:
-        The arguments of its ``Classifier``.
-
-    Raises:
-        FileNotFoundError: If there is none.
-        CheckpointError: If it cannot be used.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {path}")
-    try:
-        hparams = torch.load(path, map_location="meta", weights_only=True, mmap=True)["hyper_parameters"]
-        stored = hparams["name"]
-    except Exception as error:  # unpicklers raise anything
-        raise CheckpointError(
-            f"{path} is damaged or no checkpoint of python -m train ({type(error).__name__})"
-        ) from error
-    if stored != name:
-        raise CheckpointError(f"{path} is of a {stored}, not of a {name}; choose the same model.name")
-    return hparams
-
-
-def last_checkpoint(root: Path) -> Path:
-    """The checkpoint that ``--ckpt_path last`` means.
-
-    Raises:
-        FileNotFoundError: If there is none.
-    """
-    path = root / "checkpoints" / LAST
-    if not path.is_file():
-        earlier = [str(p) for p in sorted(root.glob(f"earlier_*/checkpoints/{LAST}"))]
-        hint = f" (of earlier runs there are {', '.join(earlier)})" if earlier else ""
-        raise FileNotFoundError(
-            f"there is no checkpoint {path}{hint}; without --ckpt_path the training starts at its beginning"
-        )
-    return path
+def _between_updates(trainer: pl.Trainer) -> bool:
+    """Whether no gradients are being accumulated."""
+    processed = trainer.fit_loop.epoch_loop.batch_progress.current.processed
+    return processed % trainer.accumulate_grad_batches == 0

@@ -1,23 +1,17 @@
 """The DataModule: images read and transformed by timm, the same samples whatever interrupts the training."""
 
 import logging
-import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
-import timm
-import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import is_model
 from torch.utils.data import DataLoader
 
-from dcls_models._timm import load_model_config_from_hf, load_model_config_from_path
+from dcls_models.loading import config_of
 from train.augment import Splits, create_transform
-from train.checkpoints import SIGNALS
+from train.loaders import ShardLoader, TaskData
 from train.readers import Samples, Shards, open_classes, open_folder, open_folders, open_hub
-from train.samplers import EvalSampler, TrainSampler
+from train.samplers import EvalSampler, Keyed
 from train.seeding import run_seed
 
 _logger = logging.getLogger(__name__)
@@ -30,72 +24,7 @@ PREPROCESSING = {
 }
 
 
-def _config_of(name: str) -> dict[str, Any] | None:
-    """What a model says of its preprocessing: a timm name, ``local-dir:FOLDER``, ``hf-hub:USER/NAME``."""
-    if name.startswith("local-dir:"):
-        return load_model_config_from_path(name.removeprefix("local-dir:"))[0]
-    if name.startswith("hf-hub:"):
-        return load_model_config_from_hf(name.removeprefix("hf-hub:"))[0]
-    if is_model(name.split(".")[0]):
-        return (timm.get_pretrained_cfg(name) or timm.get_pretrained_cfg(name.split(".")[0])).to_dict()
-    return None
-
-
-def leave_signals_to_the_trainer(worker: int) -> None:
-    """SLURM and terminals signal workers too; one that dies of it would end the training with an error."""
-    for signum in SIGNALS:
-        signal.signal(signum, signal.SIG_IGN)
-
-
-class TrainLoader(DataLoader):
-    """A loader that Lightning stores and restores with its place in the epoch."""
-
-    def __init__(
-        self, dataset: Samples, sampler: TrainSampler, place: Callable[[], dict[str, int]], **kwargs: Any
-    ) -> None:
-        super().__init__(dataset, sampler=sampler, drop_last=True, **kwargs)
-        self.place = place
-
-    def state_dict(self) -> dict[str, int]:
-        """The epoch, and how many batches of it were trained on (not: fetched)."""
-        return self.place()
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Goes on where the checkpoint was written."""
-        assert isinstance(self.sampler, TrainSampler)
-        at_once = (self.batch_size or 1) * self.sampler.num_replicas
-        if state["batches"] and state["at_once"] != at_once:
-            _logger.warning(
-                "the checkpoint was written in the middle of an epoch with %d images at once, now it is %d: "
-                "the rest of this epoch is not what it would have been",
-                state["at_once"],
-                at_once,
-            )
-        seen = state["batches"] * state["at_once"]
-        self.sampler.resume(state["epoch"], seen // self.sampler.num_replicas)
-
-
-class ShardLoader(DataLoader):
-    """A loader of shards, which it tells the epoch.
-
-    After a checkpoint inside an epoch the epoch's shards are read from their beginning again.
-    """
-
-    def __init__(self, dataset: Shards, epoch: Callable[[], int], batches: int, **kwargs: Any) -> None:
-        super().__init__(dataset, drop_last=True, **kwargs)
-        self.epoch = epoch
-        self.batches = batches
-
-    def __len__(self) -> int:
-        return self.batches
-
-    def __iter__(self) -> Any:
-        assert isinstance(self.dataset, Shards)
-        self.dataset.set_epoch(self.epoch())
-        return super().__iter__()
-
-
-class Images(pl.LightningDataModule):
+class Images(TaskData):
     """Images with one label each.
 
     Args:
@@ -171,13 +100,11 @@ class Images(pl.LightningDataModule):
         predict_root: str | None = None,
         names: list[str] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, num_workers)
         self.save_hyperparameters()
         if batch_size < 1 or (total_batch_size is not None and total_batch_size < 1):
             raise ValueError(f"batch sizes are at least 1, got {batch_size} and {total_batch_size} in total")
         self._fill_in_preprocessing(like)
-        self.train_set: Samples | None = None
-        self.val_set: Samples | None = None
         if names is not None:
             self.class_names = names
         elif dataset.startswith("wds/"):
@@ -221,31 +148,17 @@ class Images(pl.LightningDataModule):
         _logger.info("gradients of %d batches make an update of %d images", total // at_once, total)
 
     def train_batches(self, devices: int = 1) -> int:
-        """Batches of one epoch on each of so many devices.
-
-        Raises:
-            ValueError: If there is none.
-        """
-        size = self.hparams["batch_size"]
+        """Batches of one epoch on each of so many devices."""
         if self.train_set is None:
-            return self._shards(training=True).batches(size, self.hparams["num_workers"])
-        batches = len(self.train_set) // devices // size
-        if not batches:
-            raise ValueError(
-                f"{len(self.train_set)} training images are less than one batch of {size} on {devices} "
-                f"device(s); choose a smaller data.batch_size, at most {len(self.train_set) // devices}"
-            )
-        return batches
+            hp = self.hparams
+            return self._shards(training=True).batches(hp["batch_size"], hp["num_workers"])
+        return super().train_batches(devices)
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled, without the last incomplete batch."""
-        rank, world = self._place()
-        if self.train_set is None:
-            shards = self._shards(training=True)
-            batches = shards.batches(self.hparams["batch_size"], self.hparams["num_workers"])
-            return ShardLoader(shards, self._epoch, batches, **self._how())
-        sampler = TrainSampler(self.train_set, rank, world, run_seed(), self.hparams["repeats"])
-        return TrainLoader(self.train_set, sampler, self._place_in_epoch, **self._how())
+        if self.train_set is not None:
+            return super().train_dataloader()
+        return ShardLoader(self._shards(training=True), self.at, self.train_batches(), **self.loader_kwargs())
 
     def val_dataloader(self) -> DataLoader:
         """In order and complete."""
@@ -293,8 +206,8 @@ class Images(pl.LightningDataModule):
     def _fill_in_preprocessing(self, like: str | None) -> None:
         """Resolves what is not given: from the model, or else as usual for ImageNet; loading needs it."""
         known = dict(PREPROCESSING)
-        cfg = _config_of(like or "")
-        if cfg:
+        if like:
+            cfg = config_of(like)
             known |= {k: cfg[k] for k in known if k != "img_size"}
             known["img_size"] = cfg["input_size"][-1]
         self.hparams.update({k: v for k, v in known.items() if self.hparams[k] is None})
@@ -328,42 +241,13 @@ class Images(pl.LightningDataModule):
         return Splits(transform, splits) if splits else transform
 
     def _in_order(self, dataset: Samples | Shards) -> DataLoader:
-        sampler = EvalSampler(dataset, *self._place()) if isinstance(dataset, Samples) else None
-        return DataLoader(dataset, sampler=sampler, **self._how())
-
-    def _how(self) -> dict[str, Any]:
-        workers = self.hparams["num_workers"]
-        pin = torch.cuda.is_available()
-        return {
-            "batch_size": self.hparams["batch_size"],
-            "num_workers": workers,
-            "worker_init_fn": leave_signals_to_the_trainer,
-            "persistent_workers": workers > 0,
-            "pin_memory": pin,
-        }
+        if isinstance(dataset, Shards):
+            return DataLoader(dataset, **self.loader_kwargs())
+        sampler = EvalSampler(dataset, *self.rank_and_world())
+        return DataLoader(Keyed(dataset), sampler=sampler, **self.loader_kwargs())
 
     def _shards(self, training: bool) -> Shards:
         hp = self.hparams
         split = hp["train_split"] if training else hp["val_split"]
         transform = self._transform(training)
         return Shards(hp["dataset"], hp["root"], split, transform, hp["batch_size"], run_seed(), training)
-
-    def _place(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-
-    def _epoch(self) -> int:
-        return self.trainer.current_epoch if self.trainer else 0
-
-    def _place_in_epoch(self) -> dict[str, int]:
-        """Of the next batch to train on; when an epoch has ended, the beginning of the next."""
-        if self.trainer is None:
-            return {"epoch": 0, "batches": 0, "at_once": 0}
-        loop = self.trainer.fit_loop
-        epoch = loop.epoch_progress.current.processed
-        inside = epoch == self.trainer.current_epoch
-        batches = inside * loop.epoch_loop.batch_progress.current.processed
-        return {
-            "epoch": epoch,
-            "batches": batches,
-            "at_once": self.hparams["batch_size"] * self.trainer.world_size,
-        }

@@ -12,7 +12,7 @@ from torch import nn
 
 import dcls_models
 from dcls_models.loading import config_of, load_model
-from dcls_models.onednn import overruns
+from dcls_models.onednn import overruns as channels_last_overruns
 
 _logger = logging.getLogger(__name__)
 
@@ -63,8 +63,8 @@ class SyncBatchNorm(TorchSyncBatchNorm):
         return model
 
 
-def made(make: Callable[..., Any], option: str, **kwargs: Any) -> Any:
-    """What somebody has made with an option's arguments.
+def build_checked(make: Callable[..., Any], option: str, **kwargs: Any) -> Any:
+    """Calls ``make`` and names the option if its arguments do not fit.
 
     Raises:
         ValueError: If they do not fit.
@@ -96,8 +96,8 @@ def has_weights(name: str, model_kwargs: dict[str, Any]) -> bool:
     return bool(cfg and cfg.has_weights)
 
 
-def laid_out(images: torch.Tensor, model: nn.Module, channels_last: bool) -> torch.Tensor:
+def to_memory_layout(images: torch.Tensor, model: nn.Module, channels_last: bool) -> torch.Tensor:
     """The images ``(N, C, H, W)`` in the memory layout that was asked for, unless that is not safe here."""
-    if not channels_last or (images.device.type == "cpu" and overruns(model)):
+    if not channels_last or (images.device.type == "cpu" and channels_last_overruns(model)):
         return images.contiguous()
     return images.contiguous(memory_format=torch.channels_last)

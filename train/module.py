@@ -1,36 +1,25 @@
 """The LightningModule: a timm model, its loss, its averaged copy, its metrics."""
 
-import logging
 from typing import Any, Literal
 
 import torch
 from timm.data import Mixup
 from timm.loss import create_classification_loss
 from timm.models import model_parameters
-from timm.task.distillation import DistillationTeacher
-from timm.utils import ModelEmaV3
 from timm.utils.agc import adaptive_clip_grad
 from torch.nn import functional as F
-from torchmetrics import MeanMetric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
 
 from dcls_models import CheckpointError
-from dcls_models.loading import load_model
-from dcls_models.optim import holders, param_groups, repulsion
-from train.models import build_model, freeze_all_but_head, laid_out, made
-from train.optimizer import ScheduledByUpdates, build_optimizer, build_schedule, schedule_length
-from train.readers import IGNORED
-from train.seeding import run_seed, seed_from
+from dcls_models.optim import holders, repulsion
+from train.metrics import IGNORED, classification_metrics
+from train.models import build_checked, build_model, freeze_all_but_head, to_memory_layout
+from train.task import Task
+from train.teacher import Teacher
 
-_logger = logging.getLogger(__name__)
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 
-class NotFiniteError(RuntimeError):
-    """The loss is no number any more."""
-
-
-class Classifier(ScheduledByUpdates):
+class Classifier(Task):
     """Image classification with any timm model.
 
     Args:
@@ -132,7 +121,9 @@ class Classifier(ScheduledByUpdates):
         self.mixup = None
         if mixup or cutmix:
             mix = {"label_smoothing": label_smoothing, "num_classes": num_classes, **(mixup_kwargs or {})}
-            self.mixup = made(Mixup, "model.mixup_kwargs", mixup_alpha=mixup, cutmix_alpha=cutmix, **mix)
+            self.mixup = build_checked(
+                Mixup, "model.mixup_kwargs", mixup_alpha=mixup, cutmix_alpha=cutmix, **mix
+            )
         if (loss == "jsd" and augment_splits < 2) or (augment_splits and self.mixup is not None):
             raise ValueError(
                 "model.loss jsd needs two or more versions of an image (data.augment_splits); mixup and "
@@ -140,18 +131,16 @@ class Classifier(ScheduledByUpdates):
             )
         how = {"smoothing": label_smoothing, "soft_targets": self.mixup is not None}
         how |= {"jsd_splits": augment_splits, **(loss_kwargs or {})}
-        self.criterion = made(create_classification_loss, "model.loss_kwargs", loss_type=loss, **how)
-        self.ema = None
-        if ema_decay is not None:
-            self.ema = ModelEmaV3(self.model, decay=ema_decay, use_warmup=ema_warmup).requires_grad_(False)
-        self.metrics = torch.nn.ModuleDict({suffix: _metrics(num_classes) for suffix in self._evaluated()})
-        self._teacher: tuple[DistillationTeacher, ...] = ()  # a tuple, so that it is no part of the module
-        self._finite: torch.Tensor | None = None
+        self.criterion = build_checked(create_classification_loss, "model.loss_kwargs", loss_type=loss, **how)
+        self.average(ema_decay, ema_warmup)
+        metrics = {suffix: classification_metrics(num_classes) for suffix in self.evaluated()}
+        self.metrics = torch.nn.ModuleDict(metrics)
+        self.teacher: Teacher | None = None
         self._sharded = False
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits ``(N, num_classes)`` of images ``(N, 3, H, W)``."""
-        return self.model(self._laid_out(images))
+        return self.model(self._to_memory_layout(images))
 
     def configure_model(self) -> None:
         """Compiles the model, not the whole module (parameters keep their names), and shards it (FSDP2)."""
@@ -164,7 +153,7 @@ class Classifier(ScheduledByUpdates):
             from torch.distributed.fsdp import fully_shard  # not in every build of torch
 
             self._sharded = True
-            for model in self._evaluated().values():
+            for model in self.evaluated().values():
                 for part in (*holders(model), model):
                     fully_shard(part, mesh=self.device_mesh["data_parallel"])
         backend = self.hparams["compile"]
@@ -193,17 +182,14 @@ class Classifier(ScheduledByUpdates):
         batch_size = getattr(self.trainer.datamodule, "hparams", {}).get("batch_size", 2)
         if self.mixup is not None and batch_size % 2:
             raise ValueError(f"mixup and cutmix need an even data.batch_size, got {batch_size}")
-        if self.hparams["teacher"] and not self._teacher:
-            teacher = load_model(self.hparams["teacher"]).requires_grad_(False)
-            if teacher.num_classes != self.hparams["num_classes"]:
-                raise ValueError(
-                    f"the teacher {self.hparams['teacher']} has {teacher.num_classes} classes, the data have "
-                    f"{self.hparams['num_classes']}"
-                )
-            self._teacher = (DistillationTeacher(teacher).to(self.device),)
+        hp = self.hparams
+        if hp["teacher"] and self.teacher is None:
+            options = (hp["teacher_loss"], hp["teacher_temperature"])
+            self.teacher = Teacher(hp["teacher"], hp["num_classes"], self.device, *options)
 
     def on_train_start(self) -> None:
-        """Does what begins an epoch, which Lightning leaves out in one that is resumed."""
+        """Runs the epoch-start hook, which Lightning skips in a resumed epoch."""
+        super().on_train_start()
         self.on_train_epoch_start()
 
     def on_train_epoch_start(self) -> None:
@@ -214,10 +200,6 @@ class Classifier(ScheduledByUpdates):
         if self.hparams["head_only"]:
             self.model.eval()
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seeds mixup, dropout and drop path from where the training is."""
-        seed_from(run_seed(), self.current_epoch, batch_idx, self.global_rank)
-
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """The loss of the recipe, with the teacher's and the repulsive loss where they are asked for."""
         images, target = self.mixup(*batch) if self.mixup is not None else batch
@@ -226,9 +208,10 @@ class Classifier(ScheduledByUpdates):
             images = images.transpose(0, 1).flatten(0, 1)
         logits = self(images)
         loss = self.criterion(logits, target)
-        if self._teacher:
-            weight = self.hparams["teacher_weight"]
-            loss = (1 - weight) * loss + weight * self._distance_to_teacher(images, logits)
+        if self.teacher is not None:
+            weight, data = self.hparams["teacher_weight"], self.trainer.datamodule.hparams
+            distance = self.teacher.distance(images, logits, data["mean"], data["std"])
+            loss = (1 - weight) * loss + weight * distance
         self.log("train/loss_step", loss, prog_bar=True, batch_size=len(images))
         once = {"on_step": False, "on_epoch": True, "sync_dist": True}
         self.log("train/loss_epoch", loss, batch_size=len(images), **once)
@@ -237,21 +220,7 @@ class Classifier(ScheduledByUpdates):
             repulsive = repulsion(self.model) ** 2
             self.log("train/repulsive", repulsive)
             loss = loss + repulsive
-        self._note_finite(loss, batch_idx)
         return loss
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Logs the learning rates, of the head and of the last positions where they differ by layer."""
-        rates = {
-            "lr_positions" if g["name"] == "positions" else "lr": g["lr"] for g in optimizer.param_groups
-        }
-        self.log_dict(rates)
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Steps, then averages: positions are inside the kernel by then, and a checkpoint sees both."""
-        super().optimizer_step(*args, **kwargs)
-        if self.ema is not None:
-            self.ema.update(self.model, step=self.global_step + 1)
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         """Clips as the trainer says, and adaptively where it is asked for."""
@@ -262,7 +231,9 @@ class Classifier(ScheduledByUpdates):
     def validation_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """Measures the raw and the averaged weights; returns the logits of the raw ones."""
         images, labels = batch
-        outputs = {suffix: model(self._laid_out(images)) for suffix, model in self._evaluated().items()}
+        outputs = {
+            suffix: model(self._to_memory_layout(images)) for suffix, model in self.evaluated().items()
+        }
         count = (labels != IGNORED).sum()
         for suffix, logits in outputs.items():
             measured = self.metrics[suffix]
@@ -287,54 +258,10 @@ class Classifier(ScheduledByUpdates):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """Probabilities ``(N, num_classes)``, of the averaged weights where there are any."""
-        return list(self._evaluated().values())[-1](self._laid_out(batch[0])).float().softmax(1)
+        return list(self.evaluated().values())[-1](self._to_memory_layout(batch[0])).float().softmax(1)
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        """Optimizer and schedule of timm, with our groups, stepped per update."""
-        hp = self.hparams
-        names = ("lr", "weight_decay", "positions_lr_scale", "layer_decay")
-        groups = param_groups(self.model, **{k: hp[k] for k in names})
-        optimizer = build_optimizer(groups, hp["opt"], hp["lr"], hp["weight_decay"], hp["opt_kwargs"])
-        updates, per_epoch = schedule_length(self.trainer)
-        names = ("sched", "warmup_epochs", "warmup_lr", "min_lr", "sched_kwargs")
-        scheduler = build_schedule(optimizer, updates, per_epoch, **{k: hp[k] for k in names})
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def check_finite(self) -> None:
-        """Stops a training that has come to nothing.
-
-        Raises:
-            NotFiniteError: If a loss was infinite or no number.
-        """
-        if self._finite is not None and not self._finite.item():
-            raise NotFiniteError(
-                f"the loss is not finite in update {self.global_step} (epoch {self.current_epoch}); lower "
-                "model.lr, clip gradients (trainer.gradient_clip_val) or use trainer.precision 32-true, and "
-                "go on from the last checkpoint with --ckpt_path last"
-            )
-
-    def _note_finite(self, loss: torch.Tensor, batch_idx: int) -> None:
-        finite = loss.detach().isfinite()
-        self._finite = finite if self._finite is None else self._finite & finite
-        if not loss.is_cuda or batch_idx % 50 == 0:  # a GPU would have to wait
-            self.check_finite()
-
-    def _evaluated(self) -> dict[str, torch.nn.Module]:
-        return {"raw": self.model} if self.ema is None else {"raw": self.model, "ema": self.ema.module}
-
-    def _laid_out(self, images: torch.Tensor) -> torch.Tensor:
-        return laid_out(images, self.model, self.hparams["channels_last"])
-
-    def _distance_to_teacher(self, images: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        teacher, t = self._teacher[0], self.hparams["teacher_temperature"]
-        data = self.trainer.datamodule.hparams
-        mean, std = (torch.tensor(data[k], device=images.device).view(1, -1, 1, 1) for k in ("mean", "std"))
-        with torch.no_grad():
-            wanted = teacher(teacher.normalize_input(images, mean, std))
-        if self.hparams["teacher_loss"] == "hard":
-            return F.cross_entropy(logits, wanted.argmax(-1))
-        found, wanted = F.log_softmax(logits / t, dim=-1), F.log_softmax(wanted / t, dim=-1)
-        return F.kl_div(found, wanted, reduction="batchmean", log_target=True) * t**2
+    def _to_memory_layout(self, images: torch.Tensor) -> torch.Tensor:
+        return to_memory_layout(images, self.model, self.hparams["channels_last"])
 
     def _log_metrics(self, stage: str) -> None:
         for suffix, metrics in self.metrics.items():
@@ -347,10 +274,3 @@ class Classifier(ScheduledByUpdates):
 
 def _few(names: list[str]) -> str:
     return f"{len(names)} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
-
-
-def _metrics(num_classes: int) -> MetricCollection:
-    how: dict[str, Any] = {"num_classes": num_classes, "average": "micro", "ignore_index": IGNORED}
-    top5 = MulticlassAccuracy(top_k=min(5, num_classes), **how)
-    top1 = MulticlassAccuracy(**how)
-    return MetricCollection({"loss": MeanMetric(), "top1": top1, "top5": top5}, compute_groups=False)

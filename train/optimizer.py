@@ -98,15 +98,3 @@ def schedule_length(trainer: pl.Trainer) -> tuple[int, int]:
     if not limits:
         raise ValueError("set trainer.max_epochs or trainer.max_steps: the schedule needs an end")
     return min(limits), per_epoch
-
-
-class ScheduledByUpdates(pl.LightningModule):
-    """A module whose schedule, made by ``build_schedule``, follows from its config and the update."""
-
-    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Timm's schedulers are told the number of updates."""
-        scheduler.step_update(num_updates=self.global_step)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leaves the checkpoint's schedule out: it would keep the end of a training that is made longer."""
-        checkpoint["lr_schedulers"] = []

@@ -27,6 +27,8 @@ class PositionsPicture(pl.Callback):
         every_n_epochs: How often TensorBoard gets histograms and pictures.
     """
 
+    leaves_files = True
+
     def __init__(self, filename: str = "positions.png", kernels: int = 4, every_n_epochs: int = 10) -> None:
         self.filename = filename
         self.kernels = kernels

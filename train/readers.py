@@ -10,18 +10,18 @@ import torch
 from PIL import Image
 from sklearn.model_selection import train_test_split
 from timm.data import create_dataset
-from timm.data.readers import add_img_extensions, create_reader, get_img_extensions
+from timm.data.readers import create_reader
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from train.samplers import PADDING, Key
-from train.seeding import seed_from
+from dcls_models.files import one_line
+from dcls_models.images import EXTENSIONS, read_image
+from train.samplers import PADDING
+from train.seeding import mixed, seed_from
 
 _logger = logging.getLogger(__name__)
-add_img_extensions(IMG_EXTENSIONS)  # timm by itself reads JPEG and PNG only
 
 IGNORED = -1  # label of what counts nowhere
-IN_A_ROW = 10  # so many unreadable images, one after the other, are not an accident
+IN_A_ROW = 10  # this many unreadable images in a row mean a broken data set
 VAL_NAMES = ("val", "validation", "valid")
 Sample = tuple[torch.Tensor, int]
 Transform = Callable[[Image.Image], torch.Tensor]
@@ -57,11 +57,8 @@ class Samples(Dataset[Sample]):
         """How many images there are."""
         return len(self.indices)
 
-    def __getitem__(self, key: int | Key) -> Sample:
+    def __getitem__(self, index: int) -> Sample:
         """An image and its label."""
-        index, seeds = (key, None) if isinstance(key, int) else key
-        if seeds is not None:
-            seed_from(*seeds)
         if index == PADDING[0]:
             return self._nothing()
         for _ in range(IN_A_ROW if self.training else 1):
@@ -94,16 +91,13 @@ class Samples(Dataset[Sample]):
 
     def _read(self, index: int) -> tuple[Image.Image, int]:
         file, label = self.reader[self.indices[index]]
-        with file, Image.open(file) as image:
-            if image.mode.startswith(("I", "F")):
-                raise ValueError(f"mode {image.mode} has more than 8 bits, which Pillow would turn white")
-            return image.convert("RGB"), int(label)
+        with file:
+            return read_image(file), int(label)
 
     def _note(self, index: int, error: Exception) -> None:
         if not self.unreadable[index]:
             self.unreadable[index] = True
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            _logger.warning("skipped %s: %s", self.filename(index), reason)
+            _logger.warning("skipped %s: %s", self.filename(index), one_line(error))
 
     def _nothing(self) -> Sample:
         return self.transform(Image.new("RGB", (8, 8))), IGNORED
@@ -138,7 +132,7 @@ class Shards(IterableDataset[Sample]):
             self.reader.dist_rank, self.reader.dist_num_replicas = 0, 1
 
     def set_epoch(self, epoch: int) -> None:
-        """The order of the shards depends on it."""
+        """The order of the shards and of their samples depends on it."""
         self.reader.set_epoch(epoch)
 
     def batches(self, batch_size: int, num_workers: int) -> int:
@@ -148,18 +142,36 @@ class Shards(IterableDataset[Sample]):
 
     def __iter__(self) -> Iterator[Sample]:
         """Images and labels."""
-        worker, seen = get_worker_info(), 0
+        seeds, seen = self._start_epoch(), 0
         for image, label in self.reader:
             if self.training or seen % self.world_size == self.rank:
                 if self.training:
-                    seed_from(self.reader.worker_seed, self.reader.epoch_count.value, seen)
+                    seed_from(*seeds, seen)
                 yield self.transform(image), label
             seen += 1
         if self.training and not seen:
+            worker = get_worker_info()
             shards = f"worker {worker.id}" if worker else "the loader"
             raise DataError(f"{shards} found no sample in its shards of {self.reader.root}")
         if not self.training and 0 < seen % self.world_size <= self.rank:
             yield self.transform(Image.new("RGB", (8, 8))), IGNORED
+
+    def _start_epoch(self) -> tuple[int, ...]:
+        """Makes the reader forget earlier epochs, whose random numbers it would go on with.
+
+        Returns:
+            What the samples of this epoch and worker are seeded from.
+        """
+        worker, reader = get_worker_info(), self.reader
+        number = worker.id if worker else 0
+        seeds = (reader.common_seed, reader.epoch_count.value, self.rank, number)
+        if worker:  # as the reader would, with its own seed, which depends on when the worker was started
+            reader.worker_info, reader.worker_id, reader.num_workers = worker, number, worker.num_workers
+            reader.global_num_workers = reader.dist_num_replicas * worker.num_workers
+            reader.global_worker_id = reader.dist_rank * worker.num_workers + number
+        reader.worker_seed = mixed(*seeds)
+        reader.ds = None  # it is made again, with that seed
+        return seeds
 
 
 def open_folder(root: Path, **kwargs: Any) -> Any:
@@ -169,9 +181,9 @@ def open_folder(root: Path, **kwargs: Any) -> Any:
         FileNotFoundError: If there is no image in it.
     """
     try:
-        return create_reader("", root=str(root), **kwargs)
+        return create_reader("", root=str(root), input_key=";".join(EXTENSIONS), **kwargs)
     except RuntimeError as error:
-        raise FileNotFoundError(f"no images in {root} ({' '.join(get_img_extensions())})") from error
+        raise FileNotFoundError(f"no images in {root} ({' '.join(EXTENSIONS)})") from error
 
 
 def open_classes(root: Path, known: dict[str, int] | None = None) -> Any:
@@ -192,7 +204,7 @@ def open_classes(root: Path, known: dict[str, int] | None = None) -> Any:
         raise ValueError(f"expected images in {root}/<class>/ only, found some in {', '.join(elsewhere[:3])}")
     for folder in root.iterdir():
         if folder.is_dir() and folder not in folders and not folder.name.startswith("."):
-            _logger.warning("%s has no image (%s): it is no class", folder, " ".join(get_img_extensions()))
+            _logger.warning("%s has no image (%s): it is no class", folder, " ".join(EXTENSIONS))
     if known is None:
         return reader
     unknown = sorted(reader.class_to_idx.keys() - known.keys())
@@ -252,5 +264,4 @@ def open_hub(name: str, root: str | None, splits: Sequence[str]) -> list[Any]:
     except ImportError as error:
         raise DataError("data.dataset hfds/... needs a package: pip install datasets") from error
     except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"cannot read {name} ({', '.join(splits)}): {reason}") from error
+        raise DataError(f"cannot read {name} ({', '.join(splits)}): {one_line(error)}") from error

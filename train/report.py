@@ -29,6 +29,8 @@ class Report(pl.Callback):
         pictures: Whether to draw ``curves.png``, ``confusion.png`` and ``predictions.png``.
     """
 
+    leaves_files = True
+
     def __init__(self, pictures: bool = True) -> None:
         self.pictures = pictures
         self.confusion: MulticlassConfusionMatrix | None = None

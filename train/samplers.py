@@ -5,12 +5,35 @@ batches of n processes make up the batch of one that is n times as large, whatev
 """
 
 from collections.abc import Iterator, Sized
+from typing import Any
 
 import torch
-from torch.utils.data import DistributedSampler
+from torch.utils.data import Dataset, DistributedSampler
+
+from train.seeding import seed_from
 
 Key = tuple[int, tuple[int, ...] | None]
 PADDING: Key = (-1, None)  # so that all processes have as many batches; it counts nowhere
+
+
+class Keyed(Dataset[Any]):
+    """A data set whose samples are asked for by key: what is random in one depends on its key only.
+
+    So it matters neither which worker reads a sample nor when.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: Key) -> Any:
+        """A sample, with all generators seeded before it is read."""
+        index, seeds = key
+        if seeds is not None:
+            seed_from(*seeds)
+        return self.dataset[index]
 
 
 class TrainSampler(DistributedSampler[Key]):
@@ -20,7 +43,7 @@ class TrainSampler(DistributedSampler[Key]):
         dataset: What is sampled.
         rank: Number of this process.
         world_size: How many processes there are.
-        seed: Of the run.
+        seed: The run's seed.
         repeats: Repeated augmentation: how often in a row, on different processes, a sample is seen; the
             epoch stays as long as it is, with fewer different samples (as timm's ``RepeatAugSampler``).
     """
@@ -28,23 +51,25 @@ class TrainSampler(DistributedSampler[Key]):
     def __init__(self, dataset: Sized, rank: int, world_size: int, seed: int, repeats: int = 1) -> None:
         super().__init__(dataset, num_replicas=world_size, rank=rank, seed=seed)  # type: ignore[arg-type]
         self.repeats = repeats
-        self.resumed = (-1, 0)
+        self.seen = 0
 
     def __len__(self) -> int:
-        """Of a whole epoch on this process, also in the one that was resumed."""
+        """Samples of a whole epoch on this process, also in one that is gone on with."""
         return len(self.dataset) // self.num_replicas  # type: ignore[arg-type]
 
-    def resume(self, epoch: int, seen: int) -> None:
-        """Goes on in an epoch of which this process has seen so many samples."""
-        self.resumed = (epoch, seen)
-        self.set_epoch(epoch)
+    def start(self, epoch: int, seen: int) -> None:
+        """Makes the next iterator go on in an epoch of which this process has seen so many samples."""
+        self.seen = seen
+        super().set_epoch(epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Does nothing: Lightning tells the epoch too late for workers that read ahead; see ``start``."""
 
     def __iter__(self) -> Iterator[Key]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(len(self.dataset), generator=generator)  # type: ignore[arg-type]
         order = order.repeat_interleave(self.repeats)[: len(order)]
-        start = self.resumed[1] if self.epoch == self.resumed[0] else 0
-        for i in range(start, len(self)):
+        for i in range(self.seen, len(self)):
             position = i * self.num_replicas + self.rank
             yield int(order[position]), (self.seed, self.epoch, position)
 

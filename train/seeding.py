@@ -16,9 +16,14 @@ def run_seed() -> int:
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
 
+def mixed(*numbers: int) -> int:
+    """A seed made of non-negative numbers; different numbers, different seeds."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
 def seed_from(*numbers: int) -> None:
     """Seeds ``random``, numpy and torch from non-negative numbers; different numbers, different streams."""
-    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    seed = mixed(*numbers)
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

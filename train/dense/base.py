@@ -1,33 +1,29 @@
-"""What segmentation and detection share: optimizer, schedule, loaders, command line, the result."""
+"""What segmentation and detection share: optimizer groups, loaders, command line, the result."""
 
-import json
-import platform
 import re
-import shlex
 import sys
-from datetime import date
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.cli import LightningArgumentParser
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-import dcls_models
-from dcls_models.optim import param_groups
-from train.__main__ import TrainCLI
-from train.data import leave_signals_to_the_trainer
-from train.optimizer import ScheduledByUpdates, build_optimizer, build_schedule, schedule_length
+from dcls_models.files import write_json
+from dcls_models.optim import ParamGroup, param_groups
+from dcls_models.provenance import provenance
+from train.cli import TrainCLI
+from train.loaders import TaskData
+from train.task import Task
 
 STAGE = re.compile(r"(?:stages_|layer)(\d+)(?:\.(?:blocks\.)?(\d+))?")
+PACKAGES = ("torchvision", "pytorch-lightning", "torchmetrics")
 Samples = tuple[tuple[torch.Tensor, ...], tuple[Any, ...]]
 
 
-class Dense(ScheduledByUpdates):
+class Dense(Task):
     """A model with a backbone of timm; a subclass makes ``model`` and names its parts and its task.
 
     Args:
@@ -47,8 +43,6 @@ class Dense(ScheduledByUpdates):
         channels_last: Memory layout of images; by far the faster one for large depthwise kernels on a CPU
             (and not taken there where it is not safe: FastViT).
     """
-
-    model: nn.Module
 
     def __init__(
         self,
@@ -74,28 +68,20 @@ class Dense(ScheduledByUpdates):
         """The backbone (timm's ``features_only``), and everything else."""
         raise NotImplementedError
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        """Optimizer and schedule of timm, with our groups, stepped per update."""
+    def groups(self) -> list[ParamGroup]:
+        """Those of the backbone, which may learn more slowly, and of everything else."""
         hp = self.hparams
         backbone, heads = self.parts()
         # where timm's layer decay looks, which features_only has not
         backbone.group_matcher = lambda coarse: partial(layer_of, blocks_per_layer=hp["blocks_per_layer"])  # type: ignore
         scales = {k: hp[k] for k in ("weight_decay", "positions_lr_scale")}
-        groups = param_groups(
-            backbone, hp["lr"] * hp["backbone_lr_scale"], layer_decay=hp["layer_decay"], **scales
-        )
-        groups += param_groups(heads, hp["lr"], **scales)
-        optimizer = build_optimizer(groups, hp["opt"], hp["lr"], hp["weight_decay"], hp["opt_kwargs"])
-        updates, per_epoch = schedule_length(self.trainer)
-        names = ("sched", "warmup_lr", "min_lr", "sched_kwargs")
-        scheduler = build_schedule(
-            optimizer,
-            updates,
-            per_epoch,
-            warmup_epochs=hp["warmup_updates"] / per_epoch,
-            **{k: hp[k] for k in names},
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        slower = hp["lr"] * hp["backbone_lr_scale"]
+        groups = param_groups(backbone, slower, layer_decay=hp["layer_decay"], **scales)
+        return groups + param_groups(heads, hp["lr"], **scales)
+
+    def warmup_epochs(self, updates_per_epoch: int) -> float:
+        """The warm-up is given in updates."""
+        return self.hparams["warmup_updates"] / updates_per_epoch
 
 
 def layer_of(name: str, blocks_per_layer: int | None) -> tuple[int, ...]:
@@ -103,14 +89,20 @@ def layer_of(name: str, blocks_per_layer: int | None) -> tuple[int, ...]:
 
     With three blocks per layer that is how ConvNeXt's authors count for COCO.
     """
-    found = STAGE.match(name)
-    if not found:
+    match = STAGE.match(name)
+    if not match:
         return (-1, 0)
-    stage, block = int(found[1]), int(found[2] or 0)
+    stage, block = int(match[1]), int(match[2] or 0)
     return (stage, block // blocks_per_layer if blocks_per_layer else 0)
 
 
-class DenseData(pl.LightningDataModule):
+def unzipped(samples: list[tuple[torch.Tensor, Any]]) -> Samples:
+    """A batch of images that may differ in size: a tuple of them, and one of their targets."""
+    images, targets = zip(*samples, strict=True)
+    return images, targets
+
+
+class DenseData(TaskData):
     """Images and what is to be found in them; a subclass says which data sets.
 
     Args:
@@ -122,6 +114,8 @@ class DenseData(pl.LightningDataModule):
         scene_side: Their height and width in pixels.
     """
 
+    collate = staticmethod(unzipped)
+
     def __init__(
         self,
         root: str | None = None,
@@ -131,10 +125,8 @@ class DenseData(pl.LightningDataModule):
         val_scenes: int = 200,
         scene_side: int = 96,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, num_workers)
         self.save_hyperparameters()
-        self.train_set: Any = None
-        self.val_set: Any = None
 
     def dataset(self, training: bool) -> Dataset[Any]:
         """Pairs of an image ``(3, H, W)`` in [0, 1] and its target."""
@@ -155,36 +147,6 @@ class DenseData(pl.LightningDataModule):
                 f"{self.hparams['batch_size']}"
             )
 
-    def train_batches(self, world_size: int) -> int:
-        """Per epoch and device."""
-        return len(self.train_set) // (self.hparams["batch_size"] * world_size)
-
-    def train_dataloader(self) -> DataLoader:
-        """In a random order."""
-        return self._loader(self.train_set, shuffle=True, drop_last=True)
-
-    def val_dataloader(self) -> DataLoader:
-        """In order."""
-        return self._loader(self.val_set)
-
-    def _loader(self, dataset: Dataset[Any], **kwargs: Any) -> DataLoader:
-        workers = self.hparams["num_workers"]
-        return DataLoader(
-            dataset,
-            self.hparams["batch_size"],
-            num_workers=workers,
-            collate_fn=unzipped,
-            worker_init_fn=leave_signals_to_the_trainer,
-            persistent_workers=workers > 0,
-            **kwargs,
-        )
-
-
-def unzipped(samples: list[tuple[torch.Tensor, Any]]) -> Samples:
-    """A batch of images that may differ in size: a tuple of them, and one of their targets."""
-    images, targets = zip(*samples, strict=True)
-    return images, targets
-
 
 class DenseCLI(TrainCLI):
     """Measures before and after the training, and writes both to ``results.json`` in the run's folder."""
@@ -198,7 +160,7 @@ class DenseCLI(TrainCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds what every run has."""
-        self.add_run(parser)
+        super().add_arguments_to_parser(parser)
         # metrics that were reset in inference mode could not be updated outside of it
         parser.set_defaults({"trainer.inference_mode": False})
 
@@ -207,49 +169,25 @@ class DenseCLI(TrainCLI):
         if not self.trainer.fast_dev_run:
             self.before = self._measured(self.config["fit"]["ckpt_path"])
 
-    def before_validate(self) -> None:
-        """Makes sure that there is something to measure; published weights have no head for this."""
-        if not self.config["validate"]["ckpt_path"]:
-            raise ValueError("random weights are not worth it: give --ckpt_path (last, or a file)")
-
     def after_fit(self) -> None:
         """Measures where it has ended, and writes the result."""
         if self.trainer.fast_dev_run:
             return
-        updates, found = self.trainer.global_step, self._measured()
+        updates, scores = self.trainer.global_step, self._measured()
         if not self.trainer.is_global_zero:
             return
-        model = {
-            "model": self.model.hparams["name"],
-            "model_kwargs": self.model.hparams["model_kwargs"] or {},
-        }
+        spec = sys.modules["__main__"].__spec__
+        command = ["python", "-m", spec.name if spec else "train", *sys.argv[1:]]
+        record = provenance(self.task, command, self.trainer.strategy.root_device, PACKAGES)
+        hp = self.model.hparams
+        model = {"model": hp["name"], "model_kwargs": hp["model_kwargs"] or {}}
         size = {"n": len(self.datamodule.val_set), "updates": updates}
-        found = {"task": self.task, **model, **found, "before": self.before, **size}
         path = Path(self.trainer.default_root_dir) / "results.json"
-        part = path.with_name(f".{path.name}.part")
-        part.write_text(json.dumps({**found, **_provenance(self.trainer)}, indent=2) + "\n")
-        part.replace(path)
-        print(", ".join(f"{k} {found['before'][k]} -> {found[k]}" for k in found["before"]), f"({path})")
+        write_json(path, {**record, **model, **scores, "before": self.before, **size})
+        print(", ".join(f"{k} {self.before[k]} -> {scores[k]}" for k in self.before), f"({path})")
 
     def _measured(self, ckpt_path: str | None = None) -> dict[str, float]:
-        (found,) = self.trainer.validate(
+        (scores,) = self.trainer.validate(
             self.model, datamodule=self.datamodule, ckpt_path=ckpt_path, verbose=False
         )
-        return {k.removeprefix("val/"): round(v, 2) for k, v in found.items()}
-
-
-def _provenance(trainer: pl.Trainer) -> dict[str, Any]:
-    spec = sys.modules["__main__"].__spec__
-    names = ("torch", "torchvision", "timm", "pytorch-lightning", "torchmetrics")
-    device = trainer.strategy.root_device
-    machine = f"{platform.machine()}, {torch.get_num_threads()} threads"
-    return {
-        "command": shlex.join(["python", "-m", spec.name if spec else "train", *sys.argv[1:]]),
-        "date": date.today().isoformat(),
-        "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else machine,
-        "versions": {
-            "python": platform.python_version(),
-            "dcls_models": dcls_models.__version__,
-            **{name: version(name) for name in names},
-        },
-    }
+        return {k.removeprefix("val/"): round(v, 2) for k, v in scores.items()}

@@ -1,0 +1,167 @@
+"""The command line: Lightning's, with the data's classes linked to the model and one folder per run."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from textwrap import shorten
+from typing import Any, NoReturn
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from dcls_models import CheckpointError
+from dcls_models.files import locked
+from dcls_models.loading import Run
+from train.checkpoints import AtomicCheckpointIO, KeepLast
+from train.errors import reason
+from train.models import SyncBatchNorm
+from train.positions import PositionsPicture
+from train.progress import Progress
+from train.run_folder import check_checkpoint, compare, last_checkpoint, loggers, put_aside
+
+
+class Parser(LightningArgumentParser):
+    """Says in one line what is wrong with the options; their usage would be hundreds."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Exits with code 2."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        parser = getattr(ex, "subcommand_parser", None) or self
+        wrong = next((word.partition("=")[0] for word in message.split() if word.startswith("--")), "")
+        near = get_close_matches(wrong, parser._option_string_actions, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        said = " ".join(message.split())
+        self.exit(
+            2, f"error: {said}{hint}; {parser.prog.replace(' [options]', '')} --help explains every option\n"
+        )
+
+
+class SaveConfig(SaveConfigCallback):
+    """Saves the config as one to start from, without the checkpoint that this run goes on from."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Waits: a run that fails before its first update leaves the config of an earlier one."""
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any
+    ) -> None:
+        """Writes it."""
+        if not self.already_saved:
+            self.config = self.config.clone()
+            self.config["ckpt_path"] = None
+            super().setup(trainer, pl_module, "fit")
+
+
+class TrainCLI(LightningCLI):
+    """LightningCLI whose run lives in ``trainer.default_root_dir``: checkpoints, logs, config, pictures.
+
+    A task's own command line subclasses it, and says by which metric the best checkpoint is chosen.
+    """
+
+    monitor: str
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds what every run has, whatever it trains."""
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        best = {"monitor": self.monitor, "mode": "max", "filename": "best", "enable_version_counter": False}
+        best["save_on_train_epoch_end"] = False
+        parser.set_defaults({f"checkpoint.{k}": v for k, v in best.items()})
+        parser.add_lightning_class_args(KeepLast, "keep_last")
+        parser.add_lightning_class_args(PositionsPicture, "positions")
+        parser.set_defaults({"trainer.default_root_dir": "runs/default", "trainer.num_sanity_val_steps": 0})
+        parser.link_arguments(
+            "trainer.default_root_dir", "checkpoint.dirpath", lambda root: str(Path(root) / "checkpoints")
+        )
+        parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parses, and finds the checkpoint that ``last`` means."""
+        super().parse_arguments(parser, args)
+        config = self.config[self.config["subcommand"]]
+        if config["ckpt_path"] == "last":
+            config["ckpt_path"] = str(last_checkpoint(Path(config["trainer"]["default_root_dir"])))
+        if config["ckpt_path"]:
+            self.read_checkpoint(config, check_checkpoint(Path(config["ckpt_path"]), config["model"]["name"]))
+
+    def read_checkpoint(self, config: Any, run: Run) -> None:
+        """Compares the arguments of a checkpoint's model with those of now, before anything is done."""
+        if self.config["subcommand"] == "fit":
+            compare(run.model, vars(config["model"]))
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Runs, alone in the run's folder, and says which checkpoint it is that does not fit."""
+        path = self.config[subcommand]["ckpt_path"]
+        try:
+            if subcommand == "fit" and self.trainer.is_global_zero and not self.trainer.fast_dev_run:
+                with _alone(Path(self.trainer.default_root_dir), fresh=not path):
+                    super()._run_subcommand(subcommand)
+            else:
+                super()._run_subcommand(subcommand)
+        except RuntimeError as error:
+            if "loading state_dict" not in str(error):
+                raise
+            raise CheckpointError(
+                f"{path} does not fit the model that is configured: {shorten(reason(error), 300)}"
+            ) from error
+
+    def _parse_ckpt_path(self) -> None:
+        """Leaves the model as the config and the flags say: it is compared with the checkpoint instead."""
+
+    def before_instantiate_classes(self) -> None:
+        """Logs ``fit`` as CSV and for TensorBoard, unless the user has chosen a logger; the rest prints."""
+        config = self.config[self.subcommand]
+        trainer = config["trainer"]
+        if self.subcommand != "fit":
+            self.save_config_callback = None
+            trainer["logger"] = False
+        elif trainer["logger"] in (None, True) and not trainer["fast_dev_run"]:
+            trainer["logger"] = loggers(Path(trainer["default_root_dir"]), resumed=bool(config["ckpt_path"]))
+
+    def instantiate_classes(self) -> None:
+        """Makes the parts; a model whose weights come from a checkpoint needs no others before."""
+        config = self.config[self.subcommand]
+        given = {k: config["model"][k] for k in ("pretrained", "warm_start") if k in config["model"]}
+        if config["ckpt_path"]:
+            for key in given:
+                config["model"][key] = None
+        super().instantiate_classes()
+        for key, value in given.items():  # as they are saved with the run
+            config["model"][key] = self.model.hparams[key] = value
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """Adds what has no options."""
+        config = self.config_init[self.subcommand]["trainer"]
+        plugins = config["plugins"] or []
+        kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
+        if config["sync_batchnorm"]:
+            kwargs["plugins"].append(SyncBatchNorm())
+        trainer = super().instantiate_trainer(**kwargs)
+        if trainer.progress_bar_callback is not None:
+            trainer.callbacks.remove(trainer.progress_bar_callback)
+            trainer.callbacks.insert(0, Progress())
+        if trainer.fast_dev_run:  # leaves nothing, and an earlier run as it is
+            trainer.callbacks = [c for c in trainer.callbacks if not getattr(c, "leaves_files", False)]
+        return trainer
+
+    def before_validate(self) -> None:
+        """Makes sure that there is something to measure.
+
+        Raises:
+            ValueError: If the weights are random.
+        """
+        if not self.config[self.subcommand]["ckpt_path"]:
+            raise ValueError("random weights are not worth it: give --ckpt_path (last, or a file)")
+
+
+@contextmanager
+def _alone(root: Path, fresh: bool) -> Iterator[None]:
+    """Nobody else trains in the run's folder; what an earlier run has left is aside if this one is fresh."""
+    root.mkdir(parents=True, exist_ok=True)
+    way_out = "choose another --trainer.default_root_dir, or wait for its end"
+    with locked(root / ".lock", f"another training is running in {root}: {way_out}"):
+        if fresh:
+            put_aside(root)
+        yield

@@ -1,0 +1,64 @@
+"""``python -m train``: trains and uses image classifiers."""
+
+from typing import Any
+
+from pytorch_lightning.cli import ArgsType, LightningArgumentParser
+
+from dcls_models.loading import Run
+from train.cli import TrainCLI
+from train.data import Images
+from train.launch import launch
+from train.models import has_weights
+from train.module import Classifier
+from train.report import PredictionWriter, Report
+
+
+class ClassifierCLI(TrainCLI):
+    """The best checkpoint is that of the highest top-1 accuracy."""
+
+    monitor = "val/top1"
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the report, and links what one part knows to what another needs."""
+        super().add_arguments_to_parser(parser)
+        parser.add_lightning_class_args(Report, "report")
+        parser.link_arguments("model.name", "data.like")
+        parser.link_arguments("data.augment_splits", "model.augment_splits")
+        parser.link_arguments("data.class_names", "model.class_names", apply_on="instantiate")
+
+    def read_checkpoint(self, config: Any, run: Run) -> None:
+        """Takes the names of the classes from it to predict, which needs no training images."""
+        super().read_checkpoint(config, run)
+        if self.config["subcommand"] == "predict":
+            config["data"]["names"] = run.model["class_names"]
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        """Adds the writer of predictions."""
+        trainer = super().instantiate_trainer(**kwargs)
+        if self.subcommand == "predict":
+            trainer.callbacks.append(PredictionWriter())
+        return trainer
+
+    def before_validate(self) -> None:
+        """Makes sure that there is something to measure: published weights do as well.
+
+        Raises:
+            ValueError: If the weights, or those of the head, are random.
+        """
+        hp = self.model.hparams
+        if not (hp["pretrained"] and has_weights(hp["name"], hp["model_kwargs"] or {})):
+            super().before_validate()
+        published, classes = self.model.model.pretrained_cfg.get("num_classes"), hp["num_classes"]
+        if not self.config[self.subcommand]["ckpt_path"] and published != classes:
+            raise ValueError(
+                f"the published weights are for {published} classes, the data have {classes}: the "
+                "head would be random; give --ckpt_path (last, or a file)"
+            )
+
+    before_test = before_predict = before_validate
+
+
+def main(args: ArgsType = None) -> None:
+    """Runs ``fit``, ``validate``, ``test`` or ``predict``."""
+    parser = {"prog": "python -m train", "description": "Trains and uses image classifiers."}
+    launch(ClassifierCLI, Classifier, Images, parser, args)

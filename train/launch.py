@@ -1,0 +1,81 @@
+"""Runs a command line: quietly, and with one line where something is wrong."""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+# OpenMP's threads spin while they wait: with another busy process that costs a small machine a factor of ten
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.cli import ArgsType
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from train.cli import Parser, SaveConfig, TrainCLI
+from train.errors import reason
+
+QUIET = (
+    r".*does not have many workers which may be a bottleneck.*",
+    r".*smaller than the logging interval.*",
+    r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
+    r".*LightningCLI's args parameter is intended to run from within Python.*",
+    r".*module\(s\) in eval mode at the start of training.*",
+    r".*`self.trainer` reference is not registered.*",
+    r".*exists and is not empty.*",
+    r".*GPU available but not used.*",
+    r"Glyph .* missing from font.*",  # class names in a script that matplotlib's font lacks
+    r".*It is recommended to use `self.log\('(val|test|positions)/.*",  # the same on every process
+)
+TALKATIVE = (
+    "pytorch_lightning.utilities.rank_zero",  # tips, and which devices are not used
+    "pytorch_lightning.trainer.connectors.checkpoint_connector",
+)
+
+
+def launch(
+    cli: type[TrainCLI],
+    model: type[pl.LightningModule],
+    data: type[pl.LightningDataModule],
+    parser: dict[str, Any],
+    args: ArgsType = None,
+) -> None:
+    """Runs a command line, quietly."""
+    level = logging.INFO if getattr(rank_zero_only, "rank", 0) in (None, 0) else logging.ERROR
+    logging.basicConfig(level=level, format="%(message)s")
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        for message in QUIET:
+            warnings.filterwarnings("ignore", message)
+        cli(
+            model,
+            data,
+            args=args,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,  # model.opt: the positions need their own group
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"overwrite": True},
+            parser_class=Parser,
+            parser_kwargs=parser,
+        )
+
+
+def run(args: ArgsType = None, *, command: Callable[[ArgsType], None]) -> None:
+    """Runs a command line, with one line that says what is wrong instead of a traceback."""
+    try:
+        command(args)
+    except torch.multiprocessing.ProcessExitedException as error:
+        sys.exit(error.exit_code)  # of the processes that ddp_fork and ddp_spawn have started
+    except torch.OutOfMemoryError:
+        sys.exit(
+            "error: too little memory; choose a smaller data.batch_size, or model.grad_checkpointing true"
+        )
+    except (OSError, ValueError, RuntimeError, MisconfigurationException) as error:
+        if os.environ.get("TRAIN_TRACEBACK"):
+            raise
+        sys.exit(f"error: {reason(error)} (TRAIN_TRACEBACK=1 shows where)")

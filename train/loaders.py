@@ -1,0 +1,173 @@
+"""Loaders that go on exactly where the trainer is, and the DataModule that every task's data is one of."""
+
+import logging
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from train.place import Place, place
+from train.samplers import Keyed, TrainSampler
+from train.seeding import run_seed
+from train.signals import leave_signals_to_the_trainer
+
+_logger = logging.getLogger(__name__)
+
+
+class TrainLoader(DataLoader):
+    """Batches of a data set with random access, from where the trainer is.
+
+    The place is asked for with the first batch. Lightning makes iterators earlier, when it is not known yet.
+
+    Args:
+        dataset: The data set.
+        sampler: The order of its samples.
+        at: Says where the trainer is.
+        **kwargs: More arguments of ``DataLoader``.
+    """
+
+    def __init__(self, dataset: Any, sampler: TrainSampler, at: Callable[[], Place], **kwargs: Any) -> None:
+        super().__init__(Keyed(dataset), sampler=sampler, drop_last=True, **kwargs)
+        self.at = at
+        self._resumed = (Place(-1, 0), 0)  # from there on batches are of today's size; samples before it
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        at = self.at()
+        assert isinstance(self.sampler, TrainSampler)
+        self.sampler.start(at.epoch, self._seen(at) // self.sampler.num_replicas)
+        yield from super().__iter__()
+
+    def state_dict(self) -> dict[str, int]:
+        """The place, how many samples of the epoch come before it, and how many are in a batch."""
+        at = self.at()
+        return {"epoch": at.epoch, "batches": at.batch, "seen": self._seen(at), "at_once": self._at_once}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Notes what only a checkpoint knows: how large the batches were."""
+        if not state["batches"]:
+            return
+        at, at_once = Place(state["epoch"], state["batches"]), state["at_once"]
+        self._resumed = (at, state.get("seen", at.batch * at_once))
+        if at_once != self._at_once:
+            _logger.warning(
+                "the checkpoint was written in the middle of an epoch with %d images at once, now it is %d: "
+                "the rest of this epoch is not what it would have been",
+                at_once,
+                self._at_once,
+            )
+
+    @property
+    def _at_once(self) -> int:
+        """Samples of a batch over all processes."""
+        assert isinstance(self.sampler, TrainSampler)
+        return (self.batch_size or 1) * self.sampler.num_replicas
+
+    def _seen(self, at: Place) -> int:
+        start, seen = self._resumed
+        if at.epoch != start.epoch:
+            start, seen = Place(at.epoch, 0), 0
+        return seen + (at.batch - start.batch) * self._at_once
+
+
+class ShardLoader(DataLoader):
+    """Batches of shards; where an epoch is gone on with, they are read from its beginning and dropped.
+
+    Args:
+        dataset: The shards; ``set_epoch`` decides on their order.
+        at: Says where the trainer is.
+        batches: How many batches an epoch has.
+        **kwargs: More arguments of ``DataLoader``.
+    """
+
+    def __init__(
+        self, dataset: IterableDataset, at: Callable[[], Place], batches: int, **kwargs: Any
+    ) -> None:
+        super().__init__(dataset, drop_last=True, **kwargs)
+        self.at = at
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        at = self.at()
+        self.dataset.set_epoch(at.epoch)  # type: ignore[attr-defined]
+        yield from islice(super().__iter__(), at.batch, None)
+
+    def state_dict(self) -> dict[str, int]:
+        """Nothing but the place, which the trainer knows; Lightning asks whether a loader can be resumed."""
+        return self.at()._asdict()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Nothing is needed."""
+
+
+class TaskData(pl.LightningDataModule):
+    """The data of a task: ``train_set`` and ``val_set``, data sets with random access.
+
+    A subclass fills them in its constructor or in ``setup``. Its samples may be random in any way: before
+    one is read, ``random``, numpy and torch are seeded from the run's seed, the epoch and the position, so
+    that a resumed training sees what it would have seen.
+
+    Args:
+        batch_size: Samples per step and device.
+        num_workers: Processes that read samples, per device.
+    """
+
+    collate: Callable[[list[Any]], Any] | None = None
+
+    def __init__(self, batch_size: int = 64, num_workers: int = 2) -> None:
+        super().__init__()
+        self.save_hyperparameters("batch_size", "num_workers")  # a subclass saves its own
+        if batch_size < 1:
+            raise ValueError(f"batch sizes are at least 1, got data.batch_size {batch_size}")
+        self.train_set: Any = None
+        self.val_set: Any = None
+
+    def train_batches(self, devices: int = 1) -> int:
+        """Batches of one epoch on each of so many devices.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        size, samples = self.hparams["batch_size"], len(self.train_set)
+        batches = samples // devices // size
+        if not batches:
+            raise ValueError(
+                f"{samples} training images are less than one batch of {size} on {devices} device(s); "
+                f"choose a smaller data.batch_size, at most {samples // devices}"
+            )
+        return batches
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled, without the last incomplete batch."""
+        repeats = self.hparams.get("repeats", 1)
+        sampler = TrainSampler(self.train_set, *self.rank_and_world(), run_seed(), repeats)
+        return TrainLoader(self.train_set, sampler, self.at, **self.loader_kwargs())
+
+    def val_dataloader(self) -> DataLoader:
+        """In order and complete."""
+        return DataLoader(self.val_set, **self.loader_kwargs())
+
+    def loader_kwargs(self) -> dict[str, Any]:
+        """What all loaders have in common."""
+        workers = self.hparams["num_workers"]
+        return {
+            "batch_size": self.hparams["batch_size"],
+            "num_workers": workers,
+            "collate_fn": self.collate,
+            "worker_init_fn": leave_signals_to_the_trainer,
+            "persistent_workers": workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+        }
+
+    def rank_and_world(self) -> tuple[int, int]:
+        """The number of this process, and how many there are."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def at(self) -> Place:
+        """The next batch to train on."""
+        return place(self.trainer) if self.trainer else Place(0, 0)

@@ -1,0 +1,86 @@
+"""The folder of a run: the checkpoint to go on from, its loggers, what an earlier run has left."""
+
+import logging
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from dcls_models import CheckpointError
+from dcls_models.loading import Run, read_run
+
+_logger = logging.getLogger(__name__)
+LAST = "last.ckpt"
+PICTURES = ("curves.png", "confusion.png", "predictions_val.png", "positions.png")
+EXPORTED = ("model.safetensors", "config.json", "training.json", "README.md", ".eval_results", "results.json")
+LOGGED = ("logs", "tensorboard", "summary.csv", "predictions.csv")
+LEFT = (*LOGGED, *PICTURES, *EXPORTED, "checkpoints")  # by a run
+
+
+def put_aside(root: Path, names: tuple[str, ...] = LEFT) -> None:
+    """Moves what an earlier run has left in a folder into ``earlier_1``, ``earlier_2``, ... in it."""
+    if (root / "checkpoints" / LAST).is_file():
+        aside = next(p for i in count(1) if not (p := root / f"earlier_{i}").exists())
+        aside.mkdir()
+        for name in names:
+            if (root / name).exists():
+                (root / name).rename(aside / name)
+        _logger.warning("what an earlier run has left is now in %s", aside)
+
+
+def last_checkpoint(root: Path) -> Path:
+    """The checkpoint that ``--ckpt_path last`` means.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    path = root / "checkpoints" / LAST
+    if not path.is_file():
+        earlier = [str(p) for p in sorted(root.glob(f"earlier_*/checkpoints/{LAST}"))]
+        hint = f" (of earlier runs there are {', '.join(earlier)})" if earlier else ""
+        raise FileNotFoundError(
+            f"there is no checkpoint {path}{hint}; without --ckpt_path the training starts at its beginning"
+        )
+    return path
+
+
+def check_checkpoint(path: Path, name: str) -> Run:
+    """Makes sure that a checkpoint is whole, of this trainer and of this model, before anything else is done.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        CheckpointError: If it cannot be used.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    run = read_run(path)
+    if run.model["name"] != name:
+        raise CheckpointError(
+            f"{path} is of a {run.model['name']}, not of a {name}; choose the same model.name"
+        )
+    return run
+
+
+def compare(stored: dict[str, Any], now: dict[str, Any]) -> None:
+    """Says what has changed since a checkpoint was written.
+
+    Raises:
+        ValueError: If that is the optimizer, whose state does not fit another.
+    """
+    for key in sorted(k for k in stored.keys() & now.keys() if stored[k] != now[k]):
+        changed = f"model.{key} was {stored[key]!r}, now it is {now[key]!r}"
+        if key == "opt":
+            raise ValueError(f"a training cannot go on with another optimizer: {changed}")
+        _logger.warning("changed since the checkpoint: %s", changed)
+
+
+def loggers(root: Path, resumed: bool) -> list[dict[str, Any]]:
+    """CSV in ``logs/`` (where Lightning also saves the config) and TensorBoard in ``tensorboard/``."""
+    metrics = root / "logs" / "metrics.csv"
+    if resumed and metrics.is_file():  # Lightning's logger deletes it
+        number = len(list(metrics.parent.glob("metrics.until_resumed_*.csv"))) + 1
+        metrics.rename(metrics.with_name(f"metrics.until_resumed_{number}.csv"))
+    where = {"save_dir": str(root), "version": ""}
+    return [
+        {"class_path": f"pytorch_lightning.loggers.{name}", "init_args": {"name": folder, **where}}
+        for name, folder in (("CSVLogger", "logs"), ("TensorBoardLogger", "tensorboard"))
+    ]

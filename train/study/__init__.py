@@ -1,0 +1,1 @@
+"""The study: does a network learn better with learned spacings?"""
