@@ -25,7 +25,7 @@ BLOCK = re.compile(
 )
 LINK = re.compile(r"\]\((?!https?://|#)([^)#\s]+)")
 MAKE_TARGET = re.compile(r"make ([a-z]+)")
-PARSERS = {"eval": "eval.cli", "hub": "hub.__main__"}  # argparse; train has Lightning's parser
+PARSERS = {"eval": "eval.cli", "hub": "hub.cli"}  # argparse; train has Lightning's parser
 
 
 class Block(NamedTuple):
