@@ -109,11 +109,10 @@ def test_options_are_known(page: Path, program: list[str], capsys: pytest.Captur
     if module in PARSERS:
         assert isinstance(import_module(PARSERS[module]).parser().parse_args(arguments), argparse.Namespace)
     elif arguments and arguments[0] in ("fit", "validate", "test", "predict"):
-        without_checkpoint = [w for w in arguments if w not in ("--ckpt_path", "last")]
+        main = import_module("train.command" if module == "train" else module).main
+        without_checkpoint = [word for word in arguments if word not in ("--ckpt_path", "last")]
         with pytest.raises(SystemExit) as exited:
-            import_module(f"{module}.__main__" if module == "train" else module).main(
-                [*without_checkpoint, "--print_config"]
-            )
+            main([*without_checkpoint, "--print_config"])
         assert exited.value.code == 0, capsys.readouterr().err
 
 
