@@ -261,7 +261,7 @@ class Classifier(Task):
         return list(self.evaluated().values())[-1](self._to_memory_layout(batch[0])).float().softmax(1)
 
     def _to_memory_layout(self, images: torch.Tensor) -> torch.Tensor:
-        return to_memory_layout(images, self.model, self.hparams["channels_last"])
+        return to_memory_layout(images, self.hparams["channels_last"])
 
     def _log_metrics(self, stage: str) -> None:
         for suffix, metrics in self.metrics.items():

@@ -13,7 +13,7 @@ from torch import nn
 
 import dcls_models
 from dcls_models.loading import config_of
-from dcls_models.onednn import overruns
+from dcls_models.strided import slice_strided
 from eval.options import at_least_1, timing_options
 from eval.results import write_result
 from eval.section import Section, markdown_table
@@ -81,7 +81,7 @@ def build(name: str, mode: str, pretrained: bool = False) -> nn.Module:
     model = timm.create_model(bare, pretrained=pretrained)
     if theirs:
         model = with_authors_layers(model)
-    model.train(mode == "train")
+    slice_strided(model).train(mode == "train")
     if mode == "deployed":
         model = reparameterize_model(model)
     return dcls_models.trim(model) if trimmed else model
@@ -146,8 +146,6 @@ def _best_layout(name: str, mode: str, settings: Settings) -> tuple[str, Callabl
     steps = {}
     for layout, memory_format in LAYOUTS.items():
         model = build(name, mode, settings.pretrained).to(settings.device, memory_format=memory_format)
-        if steps and mode == "train" and settings.device == "cpu" and overruns(model):
-            continue  # not safe in channels_last
         side = settings.img_size or model.default_cfg["input_size"][-1]
         images = torch.randn(settings.batch_size, 3, side, side, device=settings.device)
         if settings.compiled:
