@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "dcls_models.deploy": {"dcls_models.layers"},
     "dcls_models.onnx": {"dcls_models.layers", "dcls_models.deploy"},
     "dcls_models.files": set(),
+    "dcls_models.spiking": {"dcls_models.layers", "dcls_models.files"},
     "dcls_models.folders": {"dcls_models.files"},
     "dcls_models.loading": {
         "dcls_models.checkpoint",
@@ -42,6 +43,13 @@ MAY_IMPORT = {
     "dcls_models.provenance": set(),
     "dcls_models.images": set(),
     "dcls_models.sounds": {"dcls_models.sounds", "dcls_models.files", "dcls_models.folders"},
+    "dcls_models.spikes": {
+        "dcls_models.spikes",
+        "dcls_models.files",
+        "dcls_models.folders",
+        "dcls_models.sounds",
+        "dcls_models.spectrogram",
+    },
     "dcls_models.markdown": set(),
     "dcls_models.spectrogram": set(),
     "dcls_models._timm": set(),
@@ -57,13 +65,14 @@ MAY_IMPORT = {
     },
 }
 
-BROUGHT = {"filelock", "numpy", "PIL"}  # by torch and by timm's torchvision
+BROUGHT = {"filelock", "numpy", "PIL", "safetensors"}  # by torch, timm and its torchvision
 OPTIONAL = {"dcls_models.layers.depthwise.triton_kernels": {"triton"}}  # imported only where it is installed
 WHEN_CALLED = {
     "dcls_models.onnx": {"onnx"},  # imported in functions only, with an error that says what to install
     "dcls_models.sounds.reading": {"soundfile", "scipy"},
     "dcls_models.sounds.audioset": {"h5py"},
     "dcls_models.sounds.hub": {"datasets"},
+    "dcls_models.spikes.hdf5": {"h5py"},
 }
 
 
