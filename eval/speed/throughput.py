@@ -13,6 +13,7 @@ from torch import nn
 import dcls_models
 from dcls_models.layers.linear import use_fast_linear
 from dcls_models.loading import config_of
+from dcls_models.strided import slice_strided
 from eval.options import at_least_1, timing_options
 from eval.results import write_result
 from eval.section import Section, markdown_table
@@ -86,7 +87,7 @@ def build(name: str, mode: str, pretrained: bool = False) -> nn.Module:
         model = with_authors_layers(model)
     if prefix == FAST:
         use_fast_linear(model)
-    return slice_strided(model).train(mode == "train")
+    return (slice_strided(model) if mode == "train" else model).train(mode == "train")
 
 
 def _step(model: nn.Module, images: torch.Tensor, mode: str, dtype: torch.dtype) -> Callable[[], object]:
