@@ -36,7 +36,7 @@ Every registered model, written from the registry by
 together with [{csv}]({csv}), which has timm's columns and more.
 
 - *Kernel*: its side in pixels, its number of elements, and how they are interpolated (`version`).
-- *Parameters*: millions of numbers that are trained; *deployed*: the same with dense kernels, as `deploy` makes them.
+- *Parameters*: millions of numbers that are trained; *deployed*: the same with dense kernels (`deploy`).
 - *GMACs*: multiplications in convolutions and matrix products of the deployed model, for one image, by the
   formulas of torch; in brackets those of timm's plain model. (timm's tables count normalisation too, which
   adds under one percent.) *Activations*: millions of numbers that these operators put out.
