@@ -17,10 +17,11 @@ from dcls_models.onednn import overruns
 from eval.options import at_least_1, timing_options
 from eval.results import write_result
 from eval.section import Section, markdown_table
-from eval.speed.peers import with_authors_layers
+from eval.speed.peers import with_authors_layers, with_plain_layers
 from eval.speed.timing import LAYOUTS, time_in_turns
 
 AUTHORS = "authors:"  # before a name of the zoo: its model with the layers of the authors' package
+PLAIN = "plain:"  # before a name of the zoo: its model with the convolutions of the base model
 TRIMMED = "trimmed:"  # before any name: deployed with the empty borders of kernels cut off
 MODES = {
     "train": "a training step: forward, backward, AdamW",
@@ -45,7 +46,7 @@ class Settings(NamedTuple):
 
     Attributes:
         batch_size: Images per step.
-        img_size: Side of the images, in pixels; each model's own where None.
+        img_size: Side of the images, in pixels; each model's own where None, also that of spectrograms.
         device: Where to compute.
         dtype: float32, or a shorter one for autocast.
         compiled: Whether to ``torch.compile`` the models.
@@ -65,7 +66,7 @@ def build(name: str, mode: str, pretrained: bool = False) -> nn.Module:
 
     Args:
         name: A timm name, ``local-dir:FOLDER`` or ``hf-hub:USER/NAME``; after ``TRIMMED`` or, one of the zoo,
-            ``AUTHORS`` as well.
+            ``AUTHORS`` or ``PLAIN`` as well.
         mode: A key of ``MODES``.
         pretrained: Whether to load weights.
 
@@ -75,12 +76,14 @@ def build(name: str, mode: str, pretrained: bool = False) -> nn.Module:
     theirs, trimmed = name.startswith(AUTHORS), name.startswith(TRIMMED)
     if trimmed and mode != "deployed":
         raise ValueError(f"{name}: kernels are trimmed for deployment only: give --modes deployed")
-    prefix = AUTHORS if theirs else TRIMMED
+    prefix = next((p for p in (AUTHORS, PLAIN, TRIMMED) if name.startswith(p)), "")
     bare = name.removeprefix(prefix)
     config_of(bare)
     model = timm.create_model(bare, pretrained=pretrained)
     if theirs:
         model = with_authors_layers(model)
+    if prefix == PLAIN:
+        model = with_plain_layers(model)
     model.train(mode == "train")
     if mode == "deployed":
         model = reparameterize_model(model)
@@ -148,8 +151,9 @@ def _best_layout(name: str, mode: str, settings: Settings) -> tuple[str, Callabl
         model = build(name, mode, settings.pretrained).to(settings.device, memory_format=memory_format)
         if steps and mode == "train" and settings.device == "cpu" and overruns(model):
             continue  # not safe in channels_last
-        side = settings.img_size or model.default_cfg["input_size"][-1]
-        images = torch.randn(settings.batch_size, 3, side, side, device=settings.device)
+        channels, *size = model.default_cfg["input_size"]
+        size = [settings.img_size] * 2 if settings.img_size else size
+        images = torch.randn(settings.batch_size, channels, *size, device=settings.device)
         if settings.compiled:
             model.compile()
         steps[layout] = _step(model, images.contiguous(memory_format=memory_format), mode, settings.dtype)
@@ -186,7 +190,9 @@ def draw(rows: Sequence[dict[str, Any]]) -> Figure:
     for mode, axis in zip(modes, axes[0], strict=True):
         shown = [row for row in rows if row["mode"] == mode][::-1]
         names = [row["model"] for row in shown]
-        ours = ["tab:blue" if "dcls" in n and not n.startswith(AUTHORS) else "tab:gray" for n in names]
+        ours = [
+            "tab:blue" if "dcls" in n and not n.startswith((AUTHORS, PLAIN)) else "tab:gray" for n in names
+        ]
         bars = axis.barh(names, [row["speed"] for row in shown], color=ours)
         axis.bar_label(bars, [f" {row['speed']:.2f}" for row in shown], fontsize=8)
         axis.set(title=mode, xlabel=f"images/s, 1 = {rows[0]['model']}")
@@ -221,7 +227,8 @@ def add_commands(commands: Any) -> None:
     )
     models_help = f"timm names, folders, Hub ids; the first is the baseline; {AUTHORS}NAME for"
     models_help += (
-        f" a model of the zoo with the layers of the authors' package, {TRIMMED}NAME for trimmed kernels"
+        f" a model of the zoo with the layers of the authors' package, {PLAIN}NAME with the convolutions of its "
+        f"base model, {TRIMMED}NAME for trimmed kernels"
     )
     command.add_argument("--models", nargs="+", required=True, metavar="MODEL", help=models_help)
     modes_help = "; ".join(f"{mode}: {text}" for mode, text in MODES.items())
