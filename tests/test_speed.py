@@ -117,7 +117,7 @@ class TestThroughput:
         layer = theirs.stages[0].blocks[0].conv_dw
         assert type(layer).__module__ == "DCLS.construct.modules" and layer.training
 
-    @pytest.mark.parametrize("name", ["test_convnext", "test_fastvit", "test_resnet"])
+    @pytest.mark.parametrize("name", ["test_convnext", "resnet50"])
     def test_the_plain_twin_is_the_base_model(self, name):
         plain = throughput.build(f"plain:{name}_dcls", "train").state_dict()
         base = timm.create_model(name).state_dict()

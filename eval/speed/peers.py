@@ -86,4 +86,7 @@ def with_plain_layers(model: nn.Module) -> nn.Module:
             bias=layer.bias is not None,
         )
         model.set_submodule(name, plain.to(layer.weight).train(layer.training))
+    for holder in model.modules():
+        for shared in ("positions", "sigma"):
+            holder._parameters.pop(shared, None)
     return model

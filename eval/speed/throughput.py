@@ -23,6 +23,7 @@ from eval.speed.timing import LAYOUTS, time_in_turns
 AUTHORS = "authors:"  # before a name of the zoo: its model with the layers of the authors' package
 PLAIN = "plain:"  # before a name of the zoo: its model with the convolutions of the base model
 TRIMMED = "trimmed:"  # before any name: deployed with the empty borders of kernels cut off
+OTHERS = (AUTHORS, PLAIN)  # layers that are not ours
 MODES = {
     "train": "a training step: forward, backward, AdamW",
     "inference": "eval mode, without gradients",
@@ -225,10 +226,10 @@ def add_commands(commands: Any) -> None:
     command = commands.add_parser(
         "throughput", parents=[timing_options()], help="images per second, side by side"
     )
-    models_help = f"timm names, folders, Hub ids; the first is the baseline; {AUTHORS}NAME for"
-    models_help += (
-        f" a model of the zoo with the layers of the authors' package, {PLAIN}NAME with the convolutions of its "
-        f"base model, {TRIMMED}NAME for trimmed kernels"
+    models_help = (
+        f"timm names, folders, Hub ids; the first is the baseline; {AUTHORS}NAME for a model of the zoo with "
+        f"the layers of the authors' package, {PLAIN}NAME with the convolutions of its base model, "
+        f"{TRIMMED}NAME for trimmed kernels"
     )
     command.add_argument("--models", nargs="+", required=True, metavar="MODEL", help=models_help)
     modes_help = "; ".join(f"{mode}: {text}" for mode, text in MODES.items())
