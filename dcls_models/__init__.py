@@ -2,9 +2,11 @@
 
 from .checkpoint import CheckpointError
 from .dclsify import dclsify
+from .deploy import deploy
 from .layers import trim
 from .models import ConvNeXtDcls, FastVitDcls, MetaFormerDcls, ResNetDcls
 from .spectrogram import LogMel
+from .strided import slice_strided
 from .warm_start import WarmStart, warm_start
 
 __version__ = "0.1.0"
@@ -18,6 +20,8 @@ __all__ = [
     "ResNetDcls",
     "WarmStart",
     "dclsify",
+    "deploy",
+    "slice_strided",
     "trim",
     "warm_start",
 ]
