@@ -179,6 +179,13 @@ class TestErrors:
 
 
 class TestStudy:
+    def test_the_docs_say_what_was_measured(self):
+        docs = CONFIGS.parent.parent / "docs"
+        content = json.loads((docs / "delays_study.json").read_text())
+        assert {run["epochs"] for run in content["runs"]} == {40}
+        assert study.summary(content["runs"]) == content["results"]
+        assert study.markdown(content["results"]) in (docs / "delays.md").read_text()
+
     def test_numbers_are_equal_where_they_should_be(self):
         table = {name: study.numbers(name) for name in study.CONDITIONS}
         assert {row["synapses"] for name, row in table.items() if "wide" not in name} == {5184}
