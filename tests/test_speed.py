@@ -126,6 +126,7 @@ class TestThroughput:
         with pytest.raises(ValueError, match="has fast linear layers anyway: leave out fast:"):
             throughput.build("fast:test_convnext_dcls", "deployed")
 
+    @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore")
     def test_engines_side_by_side(self, tmp_path):
         engines, output = ["torch", "onnxruntime", "openvino"], tmp_path / "speed.json"
@@ -139,10 +140,10 @@ class TestThroughput:
 
     @pytest.mark.filterwarnings("ignore")
     @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
-    def test_engines_give_the_outputs(self, engine):
+    def test_engines_give_the_outputs(self, engine, tmp_path):
         model = torch.nn.Conv2d(3, 3, 17, padding=8, groups=3).eval()
         images = torch.randn(1, 3, 20, 24)
-        output = engines.run_by(engine, model, images, torch.float32, trims=True)()
+        output = engines.run_by(engine, model, images, torch.float32, True, tmp_path / "x.onnx")()
         torch.testing.assert_close(torch.as_tensor(output), model(images).detach(), rtol=1e-4, atol=1e-5)
 
     def test_only_deployed_models_are_trimmed(self):
