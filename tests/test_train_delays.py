@@ -203,7 +203,7 @@ class TestStudy:
         study.main(["--out", str(tmp_path), "--seeds", "1", "--epochs", "1"])
         assert capsys.readouterr().out.count("seed 0") == 2
         study.main(["--out", str(tmp_path), "--seeds", "2", "--epochs", "1"])
-        assert capsys.readouterr().out.count("seed") == 2
+        assert capsys.readouterr().out.count("seed 1") == 2
         content = json.loads((tmp_path / "delays_study.json").read_text())
         assert content["task"] == "delays_study" and len(content["runs"]) == 4
         assert content["results"]["learned delays"]["seeds"] == [0, 1]
