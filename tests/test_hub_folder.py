@@ -105,6 +105,13 @@ def test_defaults_are_written_down_too(folder: Path) -> None:
     )
 
 
+def test_the_number_of_classes_is_said_once(folder: Path) -> None:
+    """transformers passes model_args beside it, and would pass it twice."""
+    config = json.loads((folder / "config.json").read_text())
+    assert config["num_classes"] == config["pretrained_cfg"]["num_classes"] == 6
+    assert "num_classes" not in config["model_args"]
+
+
 def test_layout_and_shared_tensors_do_not_matter(tmp_path: Path) -> None:
     model = make("test_resnet_dcls").to(memory_format=torch.channels_last)
     model.layer2[1].bn1.weight = model.layer2[1].bn2.weight
