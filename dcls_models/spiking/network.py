@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ..files import replaced, write_json
-from ..layers.delays import Delays
+from dcls_models.files import replaced, write_json
+from dcls_models.layers.delays import Delays
+
 from .neurons import leaky, lif, lif_step
 
 DELAYS = ("learned", "fixed", "none")
