@@ -482,7 +482,8 @@ REFUSED: dict[str, Callable[[Path], object]] = {
     "wants depths=": config_with(model_args__depths=[10**9] * 4),
     "wants depth=": config_with(model_args__depth=3000),
     "wants num_classes=": config_with(model_args__num_classes=10**13),
-    "says 1000000000000 classes, of a model with 6": config_with(num_classes=10**12),
+    "wants num_classes=1000000000000": config_with(num_classes=10**12),
+    "says 5 classes, of a model with 6": config_with(num_classes=5, model_args__num_classes=6),
     "wants input_size=": config_with(pretrained_cfg__input_size=[3, 10**6, 10**6]),
     "input_size must be three whole numbers, got None": config_with(pretrained_cfg__input_size=None),
     "input_size must be three whole numbers, got .3, -64, 64": config_with(
