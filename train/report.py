@@ -33,6 +33,7 @@ class Report(pl.Callback):
     measures = ("loss", "top1", "top5")  # of a validation
     headline = "top1"
     command = "python -m train"
+    drawn = "curves, confusions and predictions"
 
     def __init__(self, pictures: bool = True) -> None:
         self.pictures = pictures
@@ -96,7 +97,7 @@ class Report(pl.Callback):
                 self.draw_seen(names, trainer.datamodule, _in(trainer, "predictions_val.png"))
         for line in trainer.datamodule.unreadable():
             _logger.warning("%s", line)
-        print(next_steps(trainer, self.command, self.headline), file=sys.stderr)
+        print(_next_steps(trainer, self), file=sys.stderr)
 
     def draw_seen(self, names: list[str], data: Any, picture: Path) -> None:
         """Draws what was kept of the validation."""
@@ -129,20 +130,21 @@ class PredictionWriter(BasePredictionWriter):
         print(f"wrote {file}", file=sys.stderr)
 
 
-def next_steps(trainer: pl.Trainer, command: str = "python -m train", headline: str = "top1") -> str:
+def _next_steps(trainer: pl.Trainer, report: Report) -> str:
     """What somebody types after a training."""
     root = trainer.default_root_dir
     typed = shlex.quote(str(root))
     longer = 2 * max(1, trainer.current_epoch)
-    scores = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(f"val/{headline}")}
+    headline = f"val/{report.headline}"
+    scores = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(headline)}
     said = ", ".join(f"{k} {v:.2f} %" for k, v in scores.items())
     return (
         f"\n{said or 'nothing was validated (was there an epoch left?)'}; "
-        f"curves, confusions and predictions are drawn in {root}.\n"
+        f"{report.drawn} are drawn in {root}.\n"
         "Next:\n"
         f"  python -m hub export --checkpoint {typed}/checkpoints/last.ckpt --out {typed}\n"
         f"  tensorboard --logdir {typed}\n"
-        f"  {command} fit --config {typed}/logs/config.yaml --ckpt_path last "
+        f"  {report.command} fit --config {typed}/logs/config.yaml --ckpt_path last "
         f"--trainer.max_epochs {longer}"
     )
 
