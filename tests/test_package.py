@@ -37,7 +37,7 @@ MAY_IMPORT = {
         "dcls_models._timm",
     },
     "dcls_models.provenance": set(),
-    "dcls_models.images": set(),
+    "dcls_models.images": {"dcls_models.files"},
     "dcls_models.sounds": {"dcls_models.sounds", "dcls_models.files", "dcls_models.folders"},
     "dcls_models.markdown": set(),
     "dcls_models.spectrogram": set(),

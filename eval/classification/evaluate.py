@@ -140,12 +140,17 @@ def evaluate(
 
     Returns:
         The predictions, in the first process; None in the others.
+
+    Raises:
+        ValueError: If the model gives NaN, or the processes find different images.
     """
     rank, world = processes.rank_and_world()
     with contextlib.ExitStack() as stack:
         if rank == 0 and folder is None and world > 1:
             folder = Path(stack.enter_context(TemporaryDirectory()))
         folder, done = processes.from_first((folder, Store(folder).done() if rank == 0 else None))
+        if samples.fingerprint() != processes.from_first(samples.fingerprint()):
+            raise ValueError(f"process {rank} finds other images than the first: give all the same folder")
         store = Store(folder)
         batches = split([i for i in range(len(samples)) if i not in done], batch_size)[rank::world]
         with tqdm(total=sum(map(len, batches)), desc=name, unit="image", disable=rank > 0) as bar:
@@ -172,6 +177,8 @@ def _run(
         logits = setup.logits(images)
         if outputs is not None:
             logits = logits[:, outputs]
+        if logits.isnan().any():
+            raise ValueError(f"the model gives NaN{', try --amp bfloat16' * (setup.amp == torch.float16)}")
         ranked = logits.topk(min(5, logits.shape[1]), 1, True, True).indices
         yield Predictions(torch.tensor(indices), labels.cpu(), logits.float().cpu(), ranked.cpu())
 

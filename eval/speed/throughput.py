@@ -210,8 +210,8 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.pretrained,
     )
     rows = throughput(arguments.models, arguments.modes, settings, arguments.rounds)
-    print(table(rows))
     write_result(arguments, {"rows": rows}, lambda: draw(rows))
+    print(table(rows))
 
 
 def add_commands(commands: Any) -> None:
