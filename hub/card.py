@@ -168,6 +168,11 @@ def _read_accuracy(path: Path) -> dict[str, Any]:
     result = result_of(path)
     if "n" not in result or not any(isinstance(result.get(key), int | float) for key in METRICS):
         raise HubError(f"{path} has no accuracy: give what python -m eval accuracy wrote with --output")
+    if result.get("trained_on"):
+        raise HubError(
+            f"{path} was measured on the images that the model was trained on: measure others, or those that "
+            "were held out, with python -m eval accuracy --held-out"
+        )
     if result.get("classes", TOP + 1) <= TOP:
         result.pop("top5", None)
     return result
