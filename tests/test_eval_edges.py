@@ -314,3 +314,16 @@ def test_a_folder_is_predicted_as_its_images_are(
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"no images in .*empty"):
         main(["predict", "--model", model, str(tmp_path / "empty")])
+
+
+@pytest.mark.parametrize(
+    ("option", "given"), [("--model", "convnext_dcls_tiny"), ("--baseline", "test_resnet.r160_in1k")]
+)
+def test_a_download_that_fails_says_what_to_give_instead(model: str, option: str, given: str) -> None:
+    names = {"--model": model, option: given}
+    command = ["kernels", *(word for pair in names.items() for word in pair)]
+    with pytest.raises(
+        ValueError, match=rf"^{option} {given}: its weights .*: {option} local-dir:FOLDER"
+    ) as error:
+        main(command)
+    assert "pretrained_cfg_overlay" not in str(error.value) and "\n" not in str(error.value)

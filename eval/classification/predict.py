@@ -14,8 +14,7 @@ from torch import nn
 from dcls_models.files import one_line
 from dcls_models.folders import files_below
 from dcls_models.images import EXTENSIONS, label_names, read_image, transform_of
-from dcls_models.loading import load_model
-from eval.options import model_options, picture_option
+from eval.options import load, model_options, picture_option
 from eval.results import write_picture
 
 Answers = list[tuple[str, float]]  # class names and probabilities, best first
@@ -86,7 +85,7 @@ def files_of(given: Iterable[str]) -> list[Path]:
 def run_predict(arguments: argparse.Namespace) -> None:
     """Says what single images show."""
     images = files_of(arguments.images)
-    model = load_model(arguments.model, arguments.checkpoint)
+    model = load(arguments.model, arguments.checkpoint)
     answers: dict[Path, Answers] = {}
     unreadable = []
     for image in images:
