@@ -204,9 +204,8 @@ def _write(model: nn.Module, part: Path, half: bool, source: dict[str, str]) -> 
         extra["front_end"] = front_end.settings
     save_config_for_hf(model, part / CONFIG, model_config=extra, model_args=choices)
     config = json.loads((part / CONFIG).read_text(encoding="utf-8"))
-    config.get("model_args", {}).pop(
-        "num_classes", None
-    )  # it stands beside them; transformers passes both on
+    # it stands beside them, and transformers would pass both on
+    config.get("model_args", {}).pop("num_classes", None)
     metadata = {
         "format": "pt",
         "architecture": config["architecture"],
