@@ -7,12 +7,11 @@ from typing import Any
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.data import DataLoader
 
-from dcls_models.folders import class_folders, holds_folders
-from dcls_models.images import EXTENSIONS
+from dcls_models.folders import holds_folders
 from dcls_models.loading import config_of
 from train.augment import Splits, create_transform
 from train.loaders import ShardLoader, TaskData
-from train.readers import Samples, Shards, open_folders, open_hub, open_images
+from train.readers import Samples, Shards, open_classes, open_folders, open_hub, open_images
 from train.samplers import EvalSampler, Keyed
 from train.seeding import run_seed
 
@@ -161,8 +160,7 @@ class Images(TaskData):
         test = Path(self.hparams["root"] or "") / "test"
         if self.hparams["dataset"] or self.hparams["root"] is None or not holds_folders(test):
             return self.val_dataloader()
-        images = class_folders(test, EXTENSIONS, self.class_names)
-        return self._in_order(Samples(images, self._transform(training=False)))
+        return self._in_order(Samples(open_classes(test, self.class_names), self._transform(training=False)))
 
     def predict_dataloader(self) -> DataLoader:
         """The images below ``predict_root``, in order."""

@@ -185,6 +185,16 @@ def open_images(root: Path) -> ClassFolders:
     return ClassFolders(str(root), files, [0] * len(files), [""])
 
 
+def open_classes(root: Path, names: Sequence[str] | None = None) -> ClassFolders:
+    """The images of ``root/<class>/``; see ``class_folders``."""
+    try:
+        return class_folders(root, EXTENSIONS, names)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"no images in {root}: expected one folder per class, with files of {' '.join(EXTENSIONS)}"
+        ) from error
+
+
 def open_folders(
     root: Path, val_share: float
 ) -> tuple[ClassFolders, ClassFolders, Sequence[int] | None, Sequence[int] | None]:
@@ -203,13 +213,13 @@ def open_folders(
     val = next((root / name for name in VAL_NAMES if holds_folders(root / name)), root / "val")
     halves = [root / "train", val]
     if not any(holds_folders(half) for half in halves):
-        folders = class_folders(root, EXTENSIONS)
+        folders = open_classes(root)
         return folders, folders, *folders.hold_out(val_share)
     for half in halves:
         if not half.is_dir():
             raise FileNotFoundError(f"{root} has no folder {half.name}: expected both train and val")
-    train = class_folders(halves[0], EXTENSIONS)
-    return train, class_folders(val, EXTENSIONS, train.names), None, None
+    train = open_classes(halves[0])
+    return train, open_classes(val, train.names), None, None
 
 
 def open_hub(name: str, root: str | None, splits: Sequence[str]) -> list[Any]:
