@@ -87,6 +87,7 @@ def test_every_family_is_exported_with_every_choice(name: str, tmp_path: Path) -
     assert_same(tmp_path / "out", model)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert chosen.items() <= config["model_args"].items()
+    assert "num_classes" not in config["model_args"]  # transformers gives it as well
     assert config["weights_sha256"] == sha256_of(tmp_path / "out" / "model.safetensors")
     with safetensors.safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
         assert file.metadata() == metadata

@@ -56,6 +56,15 @@ class TestTransformers:
         theirs.save_pretrained(tmp_path / "saved")
         assert torch.equal(load(tmp_path / "saved").eval()(images).logits, model(images))
 
+    def test_positions_outside_the_kernel_stay_there(self, tmp_path: Path) -> None:
+        model, images = timm.create_model(NAME, num_classes=3).eval(), some_images()
+        stored = model.state_dict()
+        stored |= {k: 3 * v.sign() * v.abs().max() + 9 for k, v in stored.items() if k.endswith("positions")}
+        model.load_state_dict(stored)
+        export(model, tmp_path / "exported", published=False)
+        theirs = self.library.AutoModelForImageClassification.from_pretrained(tmp_path / "exported")
+        assert torch.equal(theirs.eval()(images).logits, model(images))
+
     def test_a_pipeline_takes_images(self, tmp_path: Path) -> None:
         exported(tmp_path / "exported")
         classify = self.library.pipeline("image-classification", model=str(tmp_path / "exported"))

@@ -5,6 +5,7 @@ import time
 from functools import partial
 
 import pytest
+import timm
 import torch
 from PIL import Image
 
@@ -119,6 +120,20 @@ class TestThroughput:
         layer = theirs.stages[0].blocks[0].conv_dw
         assert type(layer).__module__ == "DCLS.construct.modules" and layer.training
 
+    @pytest.mark.parametrize("name", ["test_convnext", "resnet50"])
+    def test_the_plain_twin_is_the_base_model(self, name):
+        plain = throughput.build(f"plain:{name}_dcls", "train").state_dict()
+        base = timm.create_model(name).state_dict()
+        assert {k: v.shape for k, v in plain.items()} == {k: v.shape for k, v in base.items()}
+
+    def test_models_of_sounds_get_spectrograms(self, monkeypatch):
+        small = partial(timm.create_model, "convnext_dcls_audio_tiny", depths=(1, 1, 1, 1), dims=(8,) * 4)
+        monkeypatch.setattr(throughput, "build", lambda name, mode, pretrained: small())
+        seen = []
+        monkeypatch.setattr(throughput, "_step", lambda model, images, *_: lambda: seen.append(images.shape))
+        throughput.throughput(["convnext_dcls_audio_tiny"], ["inference"], rounds=1)
+        assert set(seen) == {(4, 1, 128, 1001)}
+
     def test_fast_linear_layers(self, monkeypatch):
         monkeypatch.setattr(linear, "onednn_is_faster", lambda: True)
         model = throughput.build("fast:test_convnext_dcls", "train")
@@ -126,6 +141,7 @@ class TestThroughput:
         with pytest.raises(ValueError, match="has fast linear layers anyway: leave out fast:"):
             throughput.build("fast:test_convnext_dcls", "deployed")
 
+    @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore")
     def test_engines_side_by_side(self, tmp_path):
         engines, output = ["torch", "onnxruntime", "openvino"], tmp_path / "speed.json"
@@ -139,10 +155,10 @@ class TestThroughput:
 
     @pytest.mark.filterwarnings("ignore")
     @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
-    def test_engines_give_the_outputs(self, engine):
+    def test_engines_give_the_outputs(self, engine, tmp_path):
         model = torch.nn.Conv2d(3, 3, 17, padding=8, groups=3).eval()
         images = torch.randn(1, 3, 20, 24)
-        output = engines.run_by(engine, model, images, torch.float32, trims=True)()
+        output = engines.run_by(engine, model, images, torch.float32, True, tmp_path / "x.onnx")()
         torch.testing.assert_close(torch.as_tensor(output), model(images).detach(), rtol=1e-4, atol=1e-5)
 
     def test_only_deployed_models_are_trimmed(self):
