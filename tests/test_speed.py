@@ -102,6 +102,19 @@ class TestThroughput:
         assert table.count("authors:test_convnext_dcls") == len(modes)
         assert min(Image.open(picture).size) > 100
 
+    @pytest.mark.slow
+    def test_compiled_models_side_by_side(self, tmp_path):
+        output = tmp_path / "compiled.json"
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        options = ["--compile", "--batch-size", 2, "--rounds", 3, "--output", output]
+        run("throughput", "--models", *self.NAMES[:2], "--modes", "train", "inference", *options)
+        result = json.loads(output.read_text())
+        assert " --compile " in result["command"]
+        assert [row["model"] for row in result["rows"]] == [*self.NAMES[:2]] * 2
+        layouts = len(throughput.LAYOUTS)
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == len(result["rows"]) * layouts
+
     def test_each_mode_is_what_it_says(self):
         settings = throughput.Settings(batch_size=1)
         built = {mode: throughput.build("test_convnext_dcls", mode) for mode in ("train", "inference")}

@@ -56,6 +56,7 @@ class Settings(NamedTuple):
         dtype: float32, or a shorter one for autocast.
         compiled: Whether to ``torch.compile`` the models.
         pretrained: Whether to load weights; only trimming depends on them.
+        layouts: Memory layouts to try, of ``LAYOUTS``; the faster one of a model counts.
     """
 
     batch_size: int = 4
@@ -64,6 +65,7 @@ class Settings(NamedTuple):
     dtype: torch.dtype = torch.float32
     compiled: bool = False
     pretrained: bool = False
+    layouts: tuple[str, ...] = tuple(LAYOUTS)
 
 
 def build(name: str, mode: str, pretrained: bool = False) -> nn.Module:
@@ -167,7 +169,8 @@ def _ready(
 
 def _best_layout(name: str, mode: str, settings: Settings) -> tuple[str, Callable[[], object]]:
     steps = {}
-    for layout, memory_format in LAYOUTS.items():
+    for layout in settings.layouts:
+        memory_format = LAYOUTS[layout]
         model = build(name, mode, settings.pretrained).to(settings.device, memory_format=memory_format)
         images = _images(model, settings).contiguous(memory_format=memory_format)
         if settings.compiled:
@@ -267,6 +270,7 @@ def run(arguments: argparse.Namespace) -> None:
         getattr(torch, arguments.dtype),
         arguments.compile,
         arguments.pretrained,
+        tuple(arguments.layouts),
     )
     if arguments.engine != ["torch"] and "deployed" not in arguments.modes:
         raise ValueError("--engine is of deployed models: give --modes deployed")
@@ -295,5 +299,7 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--batch-size", type=at_least_1, default=4)
     command.add_argument("--img-size", type=at_least_1, help="pixels; each model's own by default")
     command.add_argument("--compile", action="store_true", help="torch.compile the models")
+    layouts_help = "memory layouts to try; the faster one counts"
+    command.add_argument("--layouts", nargs="+", default=list(LAYOUTS), choices=LAYOUTS, help=layouts_help)
     command.add_argument("--pretrained", action="store_true", help=f"with weights, for {TRIMMED}NAME")
     command.set_defaults(run=run)
