@@ -106,6 +106,13 @@ def test_defaults_are_written_down_too(folder: Path) -> None:
     )
 
 
+def test_the_number_of_classes_is_said_once(folder: Path) -> None:
+    """transformers passes model_args beside it, and would pass it twice."""
+    config = json.loads((folder / "config.json").read_text())
+    assert config["num_classes"] == config["pretrained_cfg"]["num_classes"] == 6
+    assert "num_classes" not in config["model_args"]
+
+
 def test_layout_and_shared_tensors_do_not_matter(tmp_path: Path) -> None:
     model = make("test_resnet_dcls").to(memory_format=torch.channels_last)
     model.layer2[1].bn1.weight = model.layer2[1].bn2.weight
@@ -482,7 +489,8 @@ REFUSED: dict[str, Callable[[Path], object]] = {
     "wants depths=": config_with(model_args__depths=[10**9] * 4),
     "wants depth=": config_with(model_args__depth=3000),
     "wants num_classes=": config_with(model_args__num_classes=10**13),
-    "says 1000000000000 classes, of a model with 6": config_with(num_classes=10**12),
+    "says 5 classes, of a model with 6": config_with(num_classes=5, model_args__num_classes=6),
+    "wants num_classes=1000000000000, which": config_with(num_classes=10**12),
     "wants input_size=": config_with(pretrained_cfg__input_size=[3, 10**6, 10**6]),
     "input_size must be three whole numbers, got None": config_with(pretrained_cfg__input_size=None),
     "input_size must be three whole numbers, got .3, -64, 64": config_with(

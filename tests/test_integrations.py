@@ -87,7 +87,9 @@ class TestTransformers:
         assert [group["name"] for group in optimizer.param_groups] == ["decay", "no_decay", "positions"]
 
     def test_a_backbone_gives_feature_maps(self) -> None:
-        config = self.library.TimmBackboneConfig(NAME, use_pretrained_backbone=False, out_indices=(1, 2, 3))
+        config = self.library.TimmBackboneConfig(
+            backbone=NAME, use_pretrained_backbone=False, out_indices=(1, 2, 3)
+        )
         maps = self.library.TimmBackbone(config)(some_images()).feature_maps
         assert [m.shape[-1] for m in maps] == [8, 4, 2]
 

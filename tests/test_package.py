@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "dcls_models.deploy": {"dcls_models.layers"},
     "dcls_models.onnx": {"dcls_models.layers", "dcls_models.deploy"},
     "dcls_models.files": set(),
-    "dcls_models.spiking": {"dcls_models.layers", "dcls_models.files"},
+    "dcls_models.spiking": {"dcls_models.spiking", "dcls_models.layers", "dcls_models.files"},
     "dcls_models.folders": {"dcls_models.files"},
     "dcls_models.loading": {
         "dcls_models.checkpoint",

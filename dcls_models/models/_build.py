@@ -7,10 +7,10 @@ from typing import Any
 from timm.models import build_model_with_cfg
 from torch import nn
 
-from .._timm import resolve_pretrained_cfg
-from ..checkpoint import CheckpointError, Rename, allow_namespace, check_whole, convert, fetch, read
-from ..layers.dcls import sizes
-from ..spectrogram import MEAN, STD
+from dcls_models._timm import resolve_pretrained_cfg
+from dcls_models.checkpoint import CheckpointError, Rename, allow_namespace, check_whole, convert, fetch, read
+from dcls_models.layers.dcls import sizes
+from dcls_models.spectrogram import MEAN, STD
 
 AUDIO_CFG = {
     "num_classes": 527,
