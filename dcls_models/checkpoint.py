@@ -247,9 +247,9 @@ def _check(state_dict: StateDict, expected: StateDict, cfg: dict[str, Any]) -> N
     if missing or extra or wrong:
         shapes = [f"{k} {tuple(state_dict[k].shape)} instead of {tuple(expected[k].shape)}" for k in wrong]
         lists = {"missing": missing, "not expected": extra, "of another shape": shapes}
-        found = "; ".join(f"{len(v)} {k} ({_some(v)})" for k, v in lists.items() if v)
+        differences = "; ".join(f"{len(v)} {k} ({_some(v)})" for k, v in lists.items() if v)
         raise CheckpointError(
-            f"the checkpoint does not fit {cfg.get('architecture', 'the model')}: {found}. {_HINT}"
+            f"the checkpoint does not fit {cfg.get('architecture', 'the model')}: {differences}. {_HINT}"
         )
 
 

@@ -7,10 +7,11 @@ from typing import Any
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.data import DataLoader
 
+from dcls_models.folders import holds_folders
 from dcls_models.loading import config_of
 from train.augment import Splits, create_transform
 from train.loaders import ShardLoader, TaskData
-from train.readers import Samples, Shards, open_classes, open_folder, open_folders, open_hub
+from train.readers import Samples, Shards, open_classes, open_folders, open_hub, open_images
 from train.samplers import EvalSampler, Keyed
 from train.seeding import run_seed
 
@@ -157,10 +158,9 @@ class Images(TaskData):
     def test_dataloader(self) -> DataLoader:
         """The images of ``root/test``, if there are any, otherwise those of validation."""
         test = Path(self.hparams["root"] or "") / "test"
-        if self.hparams["dataset"] or self.hparams["root"] is None or not test.is_dir():
+        if self.hparams["dataset"] or self.hparams["root"] is None or not holds_folders(test):
             return self.val_dataloader()
-        known = {name: i for i, name in enumerate(self.class_names)}
-        return self._in_order(Samples(open_classes(test, known), self._transform(training=False)))
+        return self._in_order(Samples(open_classes(test, self.class_names), self._transform(training=False)))
 
     def predict_dataloader(self) -> DataLoader:
         """The images below ``predict_root``, in order."""
@@ -169,7 +169,7 @@ class Images(TaskData):
         root = Path(self.hparams["predict_root"])
         if not root.is_dir():
             raise FileNotFoundError(f"data.predict_root is not a folder: {root}")
-        reader = open_folder(root)
+        reader = open_images(root)
         self.predict_set = Samples(reader, self._transform(training=False))
         return self._in_order(self.predict_set)
 
@@ -189,6 +189,8 @@ class Images(TaskData):
             raise ValueError("say where the images are: --data.root FOLDER")
         else:
             train, val, train_indices, val_indices = open_folders(Path(root), self.hparams["val_share"])
+            # for eval accuracy --held-out, which asks which images were trained on
+            self.hparams.update(files_sha256=train.fingerprint(), held_out=len(val_indices or ()))
         self.class_names = [str(name) for name in train.class_to_idx]
         self.train_set = Samples(train, self._transform(training=True), train_indices, training=True)
         self.val_set = Samples(val, self._transform(training=False), val_indices)
