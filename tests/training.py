@@ -90,6 +90,33 @@ class SignalAt(pl.Callback):
             os.kill(os.getpid(), self.signal)
 
 
+class Killed(BaseException):
+    """No ``Exception``, and so nothing is saved."""
+
+
+class Kill(pl.Callback):
+    """Ends the process at a moment of an epoch, without a word."""
+
+    def __init__(self, moment: str, epoch: int, batch: int = -1) -> None:
+        self.moment, self.at = moment, (epoch, batch)
+
+    def _at(self, moment: str, trainer: pl.Trainer, batch: int = -1) -> None:
+        if moment == self.moment and (trainer.current_epoch, batch) == self.at:
+            raise Killed
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._at("epoch", trainer)
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
+        self._at("batch", trainer, trainer.fit_loop.batch_idx)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._at("validation", trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._at("end", trainer)
+
+
 class _Killer:
     def __reduce__(self) -> Any:
         os.kill(os.getpid(), signal.SIGKILL)

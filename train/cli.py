@@ -19,6 +19,7 @@ from train.errors import reason
 from train.models import SyncBatchNorm
 from train.positions import PositionsPicture
 from train.progress import Progress
+from train.ranges import ranges_of
 from train.run_folder import check_checkpoint, compare, last_checkpoint, loggers, put_aside
 
 
@@ -62,6 +63,7 @@ class TrainCLI(LightningCLI):
     """
 
     monitor: str
+    resumed: Run | None = None  # the checkpoint that a training goes on from
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds what every run has, whatever it trains."""
@@ -76,6 +78,12 @@ class TrainCLI(LightningCLI):
             "trainer.default_root_dir", "checkpoint.dirpath", lambda root: str(Path(root) / "checkpoints")
         )
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
+        parts = {"model": self.model_class, "data": self.datamodule_class}
+        parts |= {"keep_last": KeepLast, "positions": PositionsPicture}
+        allowed = {f"{name}.{k}": r for name, part in parts.items() for k, r in ranges_of(part).items()}
+        for action in parser._actions:
+            if action.dest in allowed:
+                action.help = f"{action.help or ''} Values: {allowed[action.dest]}."
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses, and finds the checkpoint that ``last`` means."""
@@ -89,7 +97,8 @@ class TrainCLI(LightningCLI):
     def read_checkpoint(self, config: Any, run: Run) -> None:
         """Compares the arguments of a checkpoint's model with those of now, before anything is done."""
         if self.config["subcommand"] == "fit":
-            compare(run.model, vars(config["model"]))
+            self.resumed = run
+            compare("model", run.model, vars(config["model"]))
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Runs, alone in the run's folder, and says which checkpoint it is that does not fit."""
@@ -145,6 +154,11 @@ class TrainCLI(LightningCLI):
         if trainer.fast_dev_run:  # leaves nothing, and an earlier run as it is
             trainer.callbacks = [c for c in trainer.callbacks if not getattr(c, "leaves_files", False)]
         return trainer
+
+    def before_fit(self) -> None:
+        """Compares the data with those that a checkpoint was trained on."""
+        if self.resumed is not None:
+            compare("data", self.resumed.data, self.datamodule.hparams)
 
     def before_validate(self) -> None:
         """Makes sure that there is something to measure.

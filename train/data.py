@@ -10,6 +10,17 @@ from torch.utils.data import DataLoader
 from dcls_models.loading import config_of
 from train.augment import Splits, create_transform
 from train.loaders import ShardLoader, TaskData
+from train.ranges import (
+    Count,
+    CountOrNone,
+    NotNegative,
+    Number,
+    Positive,
+    Share,
+    ShareAboveZero,
+    ShareInside,
+    check_ranges,
+)
 from train.readers import Samples, Shards, open_classes, open_folder, open_folders, open_hub
 from train.samplers import EvalSampler, Keyed
 from train.seeding import run_seed
@@ -77,33 +88,34 @@ class Images(TaskData):
         val_split: str = "validation",
         classes: str | None = None,
         like: str | None = None,
-        batch_size: int = 64,
-        total_batch_size: int | None = None,
-        num_workers: int = 2,
-        img_size: int | None = None,
-        val_share: float = 0.2,
-        scale: tuple[float, float] = (0.08, 1.0),
-        ratio: tuple[float, float] = (3 / 4, 4 / 3),
-        hflip: float = 0.5,
-        vflip: float = 0.0,
+        batch_size: Count = 64,
+        total_batch_size: Count | None = None,
+        num_workers: CountOrNone = 2,
+        img_size: Count | None = None,
+        val_share: ShareInside = 0.2,
+        scale: tuple[ShareAboveZero, ShareAboveZero] = (0.08, 1.0),
+        ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3),
+        hflip: Share = 0.5,
+        vflip: Share = 0.0,
         auto_augment: str | None = None,
-        color_jitter: float = 0.4,
-        re_prob: float = 0.0,
+        color_jitter: NotNegative = 0.4,
+        re_prob: Share = 0.0,
         re_mode: str = "pixel",
-        augment_splits: int = 0,
-        repeats: int = 1,
+        augment_splits: CountOrNone = 0,
+        repeats: Count = 1,
         train_interpolation: str | None = None,
         interpolation: str | None = None,
-        crop_pct: float | None = None,
-        mean: tuple[float, float, float] | None = None,
-        std: tuple[float, float, float] | None = None,
+        crop_pct: ShareAboveZero | None = None,
+        mean: tuple[Number, Number, Number] | None = None,
+        std: tuple[Positive, Positive, Positive] | None = None,
         predict_root: str | None = None,
         names: list[str] | None = None,
     ) -> None:
         super().__init__(batch_size, num_workers)
         self.save_hyperparameters()
-        if batch_size < 1 or (total_batch_size is not None and total_batch_size < 1):
-            raise ValueError(f"batch sizes are at least 1, got {batch_size} and {total_batch_size} in total")
+        check_ranges("data", self, self.hparams)
+        if scale[0] > scale[1] or ratio[0] > ratio[1]:
+            raise ValueError(f"a range begins with its lower end, got data.scale {scale}, data.ratio {ratio}")
         self._fill_in_preprocessing(like)
         if names is not None:
             self.class_names = names

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from train.place import Place, place
+from train.ranges import Count, CountOrNone, check_ranges
 from train.samplers import Keyed, TrainSampler
 from train.seeding import run_seed
 from train.signals import leave_signals_to_the_trainer
@@ -119,11 +120,10 @@ class TaskData(pl.LightningDataModule):
 
     collate: Callable[[list[Any]], Any] | None = None
 
-    def __init__(self, batch_size: int = 64, num_workers: int = 2) -> None:
+    def __init__(self, batch_size: Count = 64, num_workers: CountOrNone = 2) -> None:
         super().__init__()
         self.save_hyperparameters("batch_size", "num_workers")  # a subclass saves its own
-        if batch_size < 1:
-            raise ValueError(f"batch sizes are at least 1, got data.batch_size {batch_size}")
+        check_ranges("data", self, self.hparams)
         self.train_set: Any = None
         self.val_set: Any = None
 

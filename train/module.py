@@ -13,6 +13,16 @@ from dcls_models import CheckpointError
 from dcls_models.optim import holders, repulsion
 from train.metrics import IGNORED, classification_metrics
 from train.models import build_checked, build_model, freeze_all_but_head, to_memory_layout
+from train.ranges import (
+    Count,
+    CountOrNone,
+    NotNegative,
+    Positive,
+    Share,
+    ShareAboveZero,
+    ShareBelowOne,
+    check_ranges,
+)
 from train.task import Task
 from train.teacher import Teacher
 
@@ -74,36 +84,36 @@ class Classifier(Task):
         name: str = "convnext_dcls_tiny",
         pretrained: bool = False,
         warm_start: str | None = None,
-        num_classes: int = 1000,
+        num_classes: Count = 1000,
         class_names: list[str] | None = None,
         model_kwargs: dict[str, Any] | None = None,
         head_only: bool = False,
         opt: str = "adamw",
         opt_kwargs: dict[str, Any] | None = None,
-        lr: float = 4e-3,
-        weight_decay: float = 0.05,
-        positions_lr_scale: float = 5.0,
-        layer_decay: float | None = None,
-        agc: float | None = None,
+        lr: NotNegative = 4e-3,
+        weight_decay: NotNegative = 0.05,
+        positions_lr_scale: NotNegative = 5.0,
+        layer_decay: ShareAboveZero | None = None,
+        agc: Positive | None = None,
         sched: str = "cosine",
         sched_kwargs: dict[str, Any] | None = None,
-        warmup_epochs: float = 0.0,
-        warmup_lr: float = 1e-6,
-        min_lr: float = 1e-6,
+        warmup_epochs: NotNegative = 0.0,
+        warmup_lr: NotNegative = 1e-6,
+        min_lr: NotNegative = 1e-6,
         loss: str = "ce",
         loss_kwargs: dict[str, Any] | None = None,
-        label_smoothing: float = 0.1,
-        augment_splits: int = 0,
-        mixup: float = 0.0,
-        cutmix: float = 0.0,
+        label_smoothing: ShareBelowOne = 0.1,
+        augment_splits: CountOrNone = 0,
+        mixup: NotNegative = 0.0,
+        cutmix: NotNegative = 0.0,
         mixup_kwargs: dict[str, Any] | None = None,
-        mixup_off_epoch: int | None = None,
-        repulsive_from_epoch: int | None = None,
+        mixup_off_epoch: CountOrNone | None = None,
+        repulsive_from_epoch: CountOrNone | None = None,
         teacher: str | None = None,
-        teacher_weight: float = 0.5,
+        teacher_weight: Share = 0.5,
         teacher_loss: Literal["soft", "hard"] = "soft",
-        teacher_temperature: float = 1.0,
-        ema_decay: float | None = None,
+        teacher_temperature: Positive = 1.0,
+        ema_decay: ShareBelowOne | None = None,
         ema_warmup: bool = True,
         channels_last: bool = True,
         grad_checkpointing: bool = False,
@@ -111,6 +121,7 @@ class Classifier(Task):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
+        check_ranges("model", self, self.hparams)
         self.model = build_model(name, pretrained, warm_start, num_classes, model_kwargs or {})
         if repulsive_from_epoch is not None and not holders(self.model):
             raise ValueError(f"{name} has no DCLS layer: leave out model.repulsive_from_epoch")

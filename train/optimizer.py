@@ -1,5 +1,6 @@
 """Optimizer and schedule from timm, with the groups of ``dcls_models.optim``."""
 
+import inspect
 import logging
 import math
 from typing import Any
@@ -34,10 +35,24 @@ def build_optimizer(
             len(params),
             sum(p.numel() for p in params),
         )
+    options = {"lr": lr, "weight_decay": weight_decay, **(opt_kwargs or {})}
     try:
-        return create_optimizer_v2(groups, opt=opt, lr=lr, weight_decay=weight_decay, **(opt_kwargs or {}))
+        optimizer = create_optimizer_v2(groups, opt=opt, **options)
     except (AssertionError, TypeError, ValueError) as error:
         raise ValueError(f"model.opt {opt!r} with {opt_kwargs or {}}: {error}") from error
+    getattr(optimizer, "base_optimizer", optimizer).register_load_state_dict_pre_hook(_keep_options)
+    return optimizer
+
+
+def _keep_options(optimizer: Optimizer, stored: dict[str, Any]) -> dict[str, Any]:
+    """Takes the state of a checkpoint with the options of now, which torch would replace by the stored ones.
+
+    What an optimizer keeps in its groups besides its options (a step, an estimate) stays the stored one.
+    """
+    options = {"initial_lr", "name", *inspect.signature(type(optimizer)).parameters} - {"params"}
+    pairs = zip(stored["param_groups"], optimizer.param_groups, strict=False)
+    groups = [{**old, **{k: v for k, v in new.items() if k in options}} for old, new in pairs]
+    return {**stored, "param_groups": groups}
 
 
 def build_schedule(
@@ -73,7 +88,7 @@ def build_schedule(
         )
     except (TypeError, ValueError) as error:
         raise ValueError(f"model.sched {sched!r} with {sched_kwargs or {}}: {error}") from error
-    scheduler.updates = updates
+    scheduler.updates, scheduler.updates_per_epoch = updates, updates_per_epoch
     return scheduler
 
 

@@ -11,6 +11,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 
 from dcls_models.layers import DclsNd
 from dcls_models.optim import holders
+from train.ranges import Count, CountOrNone, check_ranges
 
 Stage = tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]
 
@@ -29,7 +30,10 @@ class PositionsPicture(pl.Callback):
 
     leaves_files = True
 
-    def __init__(self, filename: str = "positions.png", kernels: int = 4, every_n_epochs: int = 10) -> None:
+    def __init__(
+        self, filename: str = "positions.png", kernels: CountOrNone = 4, every_n_epochs: Count = 10
+    ) -> None:
+        check_ranges("positions", self, {"kernels": kernels, "every_n_epochs": every_n_epochs})
         self.filename = filename
         self.kernels = kernels
         self.every_n_epochs = every_n_epochs

@@ -4,7 +4,7 @@ import re
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pytorch_lightning.cli import LightningArgumentParser
@@ -16,6 +16,7 @@ from dcls_models.optim import ParamGroup, param_groups
 from dcls_models.provenance import provenance
 from train.cli import TrainCLI
 from train.loaders import TaskData
+from train.ranges import Count, CountOrNone, NotNegative, Range, ShareAboveZero, check_ranges
 from train.task import Task
 
 STAGE = re.compile(r"(?:stages_|layer)(\d+)(?:\.(?:blocks\.)?(\d+))?")
@@ -48,21 +49,22 @@ class Dense(Task):
         self,
         opt: str = "adamw",
         opt_kwargs: dict[str, Any] | None = None,
-        lr: float = 1e-4,
-        weight_decay: float = 0.05,
-        positions_lr_scale: float = 5.0,
-        backbone_lr_scale: float = 1.0,
-        layer_decay: float | None = None,
-        blocks_per_layer: int | None = None,
+        lr: NotNegative = 1e-4,
+        weight_decay: NotNegative = 0.05,
+        positions_lr_scale: NotNegative = 5.0,
+        backbone_lr_scale: NotNegative = 1.0,
+        layer_decay: ShareAboveZero | None = None,
+        blocks_per_layer: Count | None = None,
         sched: str = "cosine",
         sched_kwargs: dict[str, Any] | None = None,
-        warmup_updates: int = 0,
-        warmup_lr: float = 0.0,
-        min_lr: float = 0.0,
+        warmup_updates: CountOrNone = 0,
+        warmup_lr: NotNegative = 0.0,
+        min_lr: NotNegative = 0.0,
         channels_last: bool = True,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
+        check_ranges("model", self, self.hparams)
 
     def parts(self) -> tuple[nn.Module, nn.Module]:
         """The backbone (timm's ``features_only``), and everything else."""
@@ -119,14 +121,15 @@ class DenseData(TaskData):
     def __init__(
         self,
         root: str | None = None,
-        batch_size: int = 16,
-        num_workers: int = 2,
-        scenes: int = 2000,
-        val_scenes: int = 200,
-        scene_side: int = 96,
+        batch_size: Count = 16,
+        num_workers: CountOrNone = 2,
+        scenes: Count = 2000,
+        val_scenes: Count = 200,
+        scene_side: Annotated[int, Range(48)] = 96,
     ) -> None:
         super().__init__(batch_size, num_workers)
         self.save_hyperparameters()
+        check_ranges("data", self, self.hparams)
 
     def dataset(self, training: bool) -> Dataset[Any]:
         """Pairs of an image ``(3, H, W)`` in [0, 1] and its target."""
@@ -166,6 +169,7 @@ class DenseCLI(TrainCLI):
 
     def before_fit(self) -> None:
         """Measures where the training starts."""
+        super().before_fit()
         if not self.trainer.fast_dev_run:
             self.before = self._measured(self.config["fit"]["ckpt_path"])
 
