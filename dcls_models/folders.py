@@ -1,6 +1,8 @@
 """Folders of samples as people have them: one folder per class, read alike in training and in evaluation."""
 
+import hashlib
 import logging
+import math
 import os
 import re
 from collections import Counter
@@ -9,6 +11,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import IO
+
+import numpy as np
+
+from .files import some
 
 _logger = logging.getLogger(__name__)
 
@@ -63,6 +69,60 @@ class ClassFolders:
         path = self.files[index]
         return os.path.basename(path) if basename else path if absolute else os.path.relpath(path, self.root)
 
+    def fingerprint(self) -> str:
+        """A hash of which files these are, by their paths below ``root``: the same wherever ``root`` is."""
+        below = "\0".join(path.removeprefix(self.root).lstrip(os.sep) for path in self.files)
+        return hashlib.sha256(below.replace(os.sep, "/").encode("utf-8", "surrogateescape")).hexdigest()
+
+    def hold_out(self, share: float) -> tuple[list[int], list[int]]:
+        """Splits the files of every class into those to train on and those held out, always in the same way.
+
+        It is the split of scikit-learn's ``train_test_split(stratify=labels, random_state=0)``, written out
+        so that a later release cannot change which images an old checkpoint has seen.
+
+        Args:
+            share: Of the files to hold out, between 0 and 1; on average one per class at least.
+
+        Returns:
+            Numbers of the files to train on, and of those held out.
+
+        Raises:
+            ValueError: If ``share`` is out of range, or a class has one file only.
+        """
+        if not 0 < share < 1:
+            raise ValueError(f"the share to hold out must lie between 0 and 1, got {share}")
+        labels, counts = np.unique(self.labels, return_counts=True)
+        if rare := [self.names[label] for label in labels[counts < 2]]:
+            raise ValueError(f"a class needs two files or more to be split, these have one: {some(rare)}")
+        n, classes = len(self), len(labels)
+        held = min(max(math.ceil(max(share, classes / n) * n), classes), n - classes)
+        random = np.random.RandomState(0)  # numpy guarantees its numbers
+        of_class = np.split(np.argsort(self.labels, kind="stable"), np.cumsum(counts)[:-1])
+        kept_counts = _drawn(counts, n - held, random)
+        held_counts = _drawn(counts - kept_counts, held, random)
+        kept_files, held_files = [], []
+        for files, keep, hold in zip(of_class, kept_counts, held_counts, strict=True):
+            shuffled = files[random.permutation(len(files))]
+            kept_files.append(shuffled[:keep])
+            held_files.append(shuffled[keep : keep + hold])
+        halves = [random.permutation(np.concatenate(half)).tolist() for half in (kept_files, held_files)]
+        return halves[0], halves[1]
+
+
+def _drawn(counts: np.ndarray, total: int, random: np.random.RandomState) -> np.ndarray:
+    """How many of ``total`` draws are of which class: rounded shares, the largest remainders rounded up."""
+    exact = counts / counts.sum() * total
+    draws = np.floor(exact)
+    remainders, missing = exact - draws, int(total - draws.sum())
+    for remainder in np.unique(remainders)[::-1]:
+        if not missing:
+            break
+        (ties,) = np.nonzero(remainders == remainder)
+        chosen = random.choice(ties, min(len(ties), missing), replace=False)
+        draws[chosen] += 1
+        missing -= len(chosen)
+    return draws.astype(int)
+
 
 def class_folders(
     root: str | Path, extensions: Sequence[str], names: Sequence[str] | None = None
@@ -92,15 +152,15 @@ def class_folders(
         elif files:
             elsewhere.append(folder)
     if elsewhere:
-        raise ValueError(f"expected files in {root}/<class>/ only, found some in {_some(elsewhere)}")
+        raise ValueError(f"expected files in {root}/<class>/ only, found some in {some(elsewhere)}")
     if empty := [os.path.join(root, name) for name, files in by_class.items() if not files]:
-        _logger.warning("no class, because without a file (%s): %s", " ".join(extensions), _some(empty))
+        _logger.warning("no class, because without a file (%s): %s", " ".join(extensions), some(empty))
     found = natural_order(name for name, files in by_class.items() if files)
     if not found:
         raise FileNotFoundError(f"no file in {root}/<class>/ has one of {' '.join(extensions)}")
     labels = {name: label for label, name in enumerate(found if names is None else names)}
     if strangers := [name for name in found if name not in labels]:
-        raise ValueError(f"{root} has classes that are not known: {_some(strangers)}")
+        raise ValueError(f"{root} has classes that are not known: {some(strangers)}")
     pairs = [(file, labels[name]) for name in found for file in by_class[name]]
     return ClassFolders(root, [f for f, _ in pairs], [y for _, y in pairs], list(labels))
 
@@ -182,13 +242,9 @@ def _path_key(name: str) -> tuple[list[str | int], str]:
 def _left_out(leftovers: list[str], others: Counter[str]) -> str:
     parts = []
     if leftovers:
-        parts.append(f"{len(leftovers)} hidden or of the system ({_some(sorted(set(leftovers)))})")
+        parts.append(f"{len(leftovers)} hidden or of the system ({some(sorted(set(leftovers)))})")
     if others:
         in_order = sorted(others.items(), key=lambda item: (-item[1], item[0]))
         counts = [f"{count} {extension}" for extension, count in in_order]
-        parts.append(f"{others.total()} by their extension ({_some(counts, 8)})")
+        parts.append(f"{others.total()} by their extension ({some(counts, 8)})")
     return ", ".join(parts)
-
-
-def _some(names: Sequence[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

@@ -1,6 +1,7 @@
 """One way to a model: a timm name, a folder, a Hub id, or a checkpoint of this project's trainer."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 from ._timm import download_from_hf, load_model_config_from_hf, load_model_config_from_path
 from .checkpoint import CheckpointError, StateDict, check_values, check_whole
 from .files import one_line
+from .spectrogram import LogMel
 
 WEIGHTS_FROM = ("pretrained_cfg", "pretrained_cfg_overlay")  # where a training started from
 CONFIG = "config.json"
@@ -70,7 +72,7 @@ def load_model(
 
     Returns:
         The model. ``pretrained_cfg`` holds what its preprocessing needs, and ``label_names`` if they are
-        known.
+        known. A model of sounds has its ``front_end``, a ``LogMel``.
 
     Raises:
         CheckpointError: If the checkpoint is not one of the trainer's, is damaged, is for another model than
@@ -84,6 +86,8 @@ def load_model(
     config_of(name)
     model = timm.create_model(name, pretrained=True, **kwargs).eval()
     check_values(model.state_dict(), name)
+    if _stored_front_end(name):
+        model.front_end = LogMel(**front_end_settings(name))
     return model
 
 
@@ -112,6 +116,38 @@ def config_of(name: str) -> dict[str, Any]:
         raise ValueError(f"cannot get the config of {name} ({reason})") from error
     read_config(Path(file))
     return dict(load_model_config_from_hf(place)[0])
+
+
+def front_end_settings(name: str | None, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The settings of ``LogMel`` that a model expects, with changes; the authors' where it does not say.
+
+    Args:
+        name: What ``--model`` takes; None for no model.
+        changes: Some of the settings.
+
+    Raises:
+        ValueError: If there are no such settings, or they are impossible.
+    """
+    settings = {**(_stored_front_end(name) if name else {}), **(changes or {})}
+    try:
+        return LogMel(**settings).settings
+    except TypeError as error:
+        raise ValueError(
+            f"no settings of LogMel: {settings}; they are {', '.join(LogMel().settings)} ({one_line(error)})"
+        ) from error
+
+
+def _stored_front_end(name: str) -> dict[str, Any]:
+    """What the ``config.json`` of a folder or repository says of the front end; nothing of other models."""
+    source, _, place = name.partition(":")
+    files = {
+        "local-dir": lambda: Path(place) / CONFIG,
+        "hf-hub": lambda: Path(download_from_hf(place, CONFIG)),
+    }
+    settings = read_config(files[source]()).get("front_end", {}) if source in files else {}
+    if not isinstance(settings, dict):
+        raise ValueError(f"front_end in the {CONFIG} of {name} is no dictionary: export the model again")
+    return settings
 
 
 def _registered(name: str) -> dict[str, Any]:
@@ -198,13 +234,13 @@ def _checkpoint_before(path: Path) -> str:
 def _from_run(run: Run, name: str | None, ema: bool | None, **kwargs: Any) -> nn.Module:
     if name is not None and name != run.model.get("name"):
         raise CheckpointError(f"{run.path} holds a {run.model.get('name')}, not a {name}")
+    front_end = LogMel(**run.model["front_end"]) if "front_end" in run.model else None
     try:
-        cfg = {k: run.data[k] for k in ("mean", "std", "interpolation", "crop_pct")}
-        side = run.data["img_size"]
+        cfg = _cfg_of_images(run) if front_end is None else _cfg_of_sounds(run, front_end)
         classes, labels = run.model["num_classes"], run.model["class_names"]
     except KeyError as error:
         raise CheckpointError(f"{run.path} is not of a classifier (it does not say {error})") from error
-    cfg |= {"input_size": (3, side, side), "num_classes": classes, "label_names": labels, "pool_size": None}
+    cfg |= {"num_classes": classes, "label_names": labels, "pool_size": None}
     weights = run.weights(ema)
     check_values(weights, str(run.path))
     arguments = {**(run.model["model_kwargs"] or {}), **kwargs}
@@ -215,7 +251,24 @@ def _from_run(run: Run, name: str | None, ema: bool | None, **kwargs: Any) -> nn
         **{k: v for k, v in arguments.items() if k not in WEIGHTS_FROM},
     )
     model.load_state_dict(weights)
+    if front_end is not None:
+        model.front_end = front_end
     return model
+
+
+def _cfg_of_images(run: Run) -> dict[str, Any]:
+    side = run.data["img_size"]
+    return {
+        "input_size": (3, side, side),
+        **{k: run.data[k] for k in ("mean", "std", "interpolation", "crop_pct")},
+    }
+
+
+def _cfg_of_sounds(run: Run, front_end: LogMel) -> dict[str, Any]:
+    settings = front_end.settings
+    frames = front_end.frames(round(run.data["seconds"] * settings["sample_rate"]))
+    level = {k: (settings[k],) for k in ("mean", "std")}
+    return {"input_size": (1, settings["mels"], frames), "crop_pct": 1.0, **level}
 
 
 def _below(prefix: str, stored: StateDict) -> StateDict:

@@ -30,7 +30,7 @@ class LogMel(nn.Module):
         device: Where to compute; ``to`` moves it.
 
     Raises:
-        ValueError: If the bands do not lie between 0 and half of the sample rate, or a number is not above 0.
+        ValueError: If the bands do not lie between 0 and half of the sample rate, or one is impossible.
     """
 
     window: torch.Tensor
@@ -49,10 +49,10 @@ class LogMel(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        if min(sample_rate, n_fft, hop, mels) < 1 or not std > 0:
+        if min(sample_rate, n_fft, hop, mels) < 1 or not std > 0 or max(n_fft, 16 * mels) > 2**16:
             raise ValueError(
-                f"sample_rate, n_fft, hop, mels and std must be positive, got {sample_rate=}, {n_fft=}, "
-                f"{hop=}, {mels=}, {std=}"
+                "sample_rate, n_fft, hop, mels and std must be positive, n_fft at most 65536 and mels 4096, "
+                f"got {sample_rate=}, {n_fft=}, {hop=}, {mels=}, {std=}"
             )
         if not 0 <= low < high <= sample_rate / 2:
             raise ValueError(
@@ -106,8 +106,12 @@ class LogMel(nn.Module):
             decibels = 10 * (self.filters @ power.float()).clamp(min=FLOOR).log10()
             return ((decibels - self.settings["mean"]) / self.settings["std"])[:, None]
 
+    def frames(self, samples: int) -> int:
+        """How many frames a waveform of so many samples has."""
+        return samples // int(self.settings["hop"]) + 1
+
     def samples(self, frames: int) -> int:
-        """How many samples make so many frames."""
+        """How many samples a waveform has at least whose spectrogram has so many frames."""
         return (frames - 1) * int(self.settings["hop"])
 
     def extra_repr(self) -> str:

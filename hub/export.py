@@ -171,6 +171,8 @@ def plain_model(model: nn.Module) -> nn.Module:
     try:
         plain = timm.create_model(base, pretrained_cfg_overlay=cfg, **arguments).eval()
         plain.load_state_dict(weights)
+        if hasattr(model, "front_end"):
+            plain.front_end = model.front_end
     except Exception as error:  # no such name, unknown arguments, other shapes
         raise HubError(
             f"{name} cannot be exported fused: timm's {base} has no place for its kernels of "
@@ -200,7 +202,9 @@ def _halve_(model: nn.Module) -> None:
 
 def _write(model: nn.Module, part: Path, half: bool, source: dict[str, str]) -> dict[str, str]:
     cfg, choices = model.pretrained_cfg, _dcls_choices(model)
-    extra = {k: cfg[k] for k in ("label_names", "label_descriptions") if cfg.get(k)}
+    extra: dict[str, Any] = {k: cfg[k] for k in ("label_names", "label_descriptions") if cfg.get(k)}
+    if front_end := getattr(model, "front_end", None):  # what makes its spectrograms
+        extra["front_end"] = front_end.settings
     save_config_for_hf(model, part / CONFIG, model_config=extra, model_args=choices)
     config = json.loads((part / CONFIG).read_text(encoding="utf-8"))
     metadata = {

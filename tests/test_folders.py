@@ -3,13 +3,16 @@
 import logging
 import os
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from sklearn.model_selection import train_test_split
 from timm.data.readers import create_reader
 
 from dcls_models.files import printable
-from dcls_models.folders import class_folders, files_below, holds_folders, natural_order
+from dcls_models.folders import ClassFolders, class_folders, files_below, holds_folders, natural_order
 
 JPEG = (".jpg", ".jpeg")
 
@@ -133,3 +136,48 @@ def test_what_is_no_folder_of_classes_is_said(tmp_path, files, error, words):
     touch(tmp_path / "root", *files)
     with pytest.raises(error, match=words):
         class_folders(tmp_path / "root", JPEG)
+
+
+def of_sizes(*counts: int) -> ClassFolders:
+    labels = [label for label, count in enumerate(counts) for _ in range(count)]
+    files = [f"root/{label}/{i}.jpg" for i, label in enumerate(labels)]
+    return ClassFolders("root", files, labels, [f"class {label}" for label in range(len(counts))])
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2, 1 / 3, 0.5, 0.75])
+def test_the_split_is_that_of_scikit_learn(share):
+    random = np.random.default_rng(0)
+    for _ in range(30):
+        folders = of_sizes(*random.integers(4, 30, random.integers(2, 12)))
+        at_least_one = max(share, len(folders.names) / len(folders))
+        expected = train_test_split(
+            range(len(folders)), test_size=at_least_one, stratify=folders.labels, random_state=0
+        )
+        assert folders.hold_out(share) == tuple(expected)
+
+
+def test_a_split_is_whole_for_small_classes_too():
+    for share in (0.01, 0.5, 0.99):
+        train, held = of_sizes(2, 2, 2).hold_out(share)
+        assert sorted([*train, *held]) == list(range(6)) and len(train) == len(held) == 3
+    with pytest.raises(ValueError, match="two files or more to be split, these have one: class 1"):
+        of_sizes(3, 1).hold_out(0.2)
+    for share in (0.0, 1.0, float("nan")):
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            of_sizes(3, 3).hold_out(share)
+
+
+def test_many_files_are_split_quickly():
+    folders = of_sizes(*[100] * 4000)
+    start = time.perf_counter()
+    train, held = folders.hold_out(0.2)
+    assert len(held) == 80_000 and len(train) == 320_000
+    assert time.perf_counter() - start < 20, "seconds, not minutes; a second on an idle machine"
+
+
+def test_a_fingerprint_is_of_the_files_and_not_of_where_they_are(tmp_path):
+    for root in ("here", "there", "other"):
+        touch(tmp_path / root, "a/1.jpg", "b/2.jpg", "b/été.jpg")
+    (tmp_path / "other" / "b" / "2.jpg").rename(tmp_path / "other" / "a" / "2.jpg")
+    here, there, other = (class_folders(tmp_path / r, JPEG).fingerprint() for r in ("here", "there", "other"))
+    assert here == there != other

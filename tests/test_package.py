@@ -29,12 +29,17 @@ MAY_IMPORT = {
     "dcls_models.warm_start": {"dcls_models.layers"},
     "dcls_models.dclsify": {"dcls_models.layers", "dcls_models.warm_start"},
     "dcls_models.files": set(),
-    "dcls_models.folders": set(),
-    "dcls_models.loading": {"dcls_models.checkpoint", "dcls_models.files", "dcls_models._timm"},
+    "dcls_models.folders": {"dcls_models.files"},
+    "dcls_models.loading": {
+        "dcls_models.checkpoint",
+        "dcls_models.files",
+        "dcls_models.spectrogram",
+        "dcls_models._timm",
+    },
     "dcls_models.provenance": set(),
     "dcls_models.images": set(),
+    "dcls_models.sounds": {"dcls_models.sounds", "dcls_models.files", "dcls_models.folders"},
     "dcls_models.markdown": set(),
-    "dcls_models.sounds": set(),
     "dcls_models.spectrogram": set(),
     "dcls_models._timm": set(),
     "dcls_models.checkpoint": {"dcls_models.layers", "dcls_models.files", "dcls_models._timm"},
@@ -48,10 +53,12 @@ MAY_IMPORT = {
     },
 }
 
-BROUGHT = {"filelock", "PIL"}  # by torch and by timm's torchvision
-OPTIONAL = {  # imported only where they are installed
-    "dcls_models.layers.depthwise.triton_kernels": {"triton"},
-    "dcls_models.sounds": {"soundfile", "scipy"},
+BROUGHT = {"filelock", "numpy", "PIL"}  # by torch and by timm's torchvision
+OPTIONAL = {"dcls_models.layers.depthwise.triton_kernels": {"triton"}}  # imported only where it is installed
+WHEN_CALLED = {  # imported in functions only, with an error that says what to install
+    "dcls_models.sounds.reading": {"soundfile", "scipy"},
+    "dcls_models.sounds.audioset": {"h5py"},
+    "dcls_models.sounds.hub": {"datasets"},
 }
 
 
@@ -126,10 +133,20 @@ class TestImports:
             "dcls_models",
             *BROUGHT,
             *OPTIONAL.get(name, ()),
+            *WHEN_CALLED.get(name, ()),
         }
         assert not OPTIONAL.keys() & imports(name, LIBRARY[name], LIBRARY), (
             "they are imported by name, when needed"
         )
+
+    @pytest.mark.parametrize("name", WHEN_CALLED)
+    def test_what_is_needed_when_called_is_imported_then(self, name: str) -> None:
+        tree = ast.parse(LIBRARY[name].read_text("utf-8"))
+        at_once = "\n".join(
+            ast.unparse(node) for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)
+        )
+        assert not [package for package in WHEN_CALLED[name] if package in at_once.split()]
+        assert imports(name, LIBRARY[name], LIBRARY) & {*WHEN_CALLED[name], "scipy.signal"}
 
     @pytest.mark.parametrize("folder", FOLDERS)
     def test_the_folders_of_a_checkout_never_import_each_other(self, folder: str) -> None:

@@ -1,7 +1,9 @@
 import copy
+import json
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import timm
 import torch
@@ -9,8 +11,10 @@ from sound_files import clips
 
 import dcls_models
 from dcls_models import LogMel
+from dcls_models.loading import front_end_settings, load_model
 from dcls_models.models._build import AUDIO_CFG
 from dcls_models.spectrogram import MEAN, STD, mel_filters
+from hub.export import export
 
 STORED = Path(__file__).parent / "reference" / "log_mel.npz"  # torchaudio 2.11's, see its README
 
@@ -129,3 +133,47 @@ class TestModels:
 
 def test_it_is_public() -> None:
     assert "LogMel" in dcls_models.__all__
+
+
+class TestExported:
+    """What makes spectrograms goes with the weights."""
+
+    @pytest.fixture
+    def model(self) -> torch.nn.Module:
+        small = {"depths": (1, 1, 1, 1), "dims": (8, 8, 16, 16), "num_classes": 3, "in_chans": 1}
+        cfg = {"input_size": (1, 40, 101), "mean": (-20.0,), "std": (25.0,)}
+        model = timm.create_model("convnext_dcls_atto", pretrained_cfg_overlay=cfg, **small).eval()
+        model.front_end = LogMel(16000, 512, 160, 40, 60.0, 7600.0, -20.0, 25.0)
+        return model
+
+    @pytest.mark.parametrize("options", [{}, {"fused": True}, {"onnx": True}])
+    def test_and_comes_back(self, model: torch.nn.Module, tmp_path: Path, options: dict[str, bool]) -> None:
+        export(model, tmp_path / "out", **options)
+        found = load_model(f"local-dir:{tmp_path / 'out'}")
+        assert found.front_end.settings == model.front_end.settings
+        waveforms = torch.from_numpy(clips(16000))
+        with torch.no_grad():
+            expected = model(model.front_end(waveforms))
+            assert torch.allclose(found(found.front_end(waveforms)), expected, atol=1e-5)
+        if options.get("onnx"):
+            session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
+            (logits,) = session.run(None, {"images": model.front_end(waveforms).numpy()})
+            assert torch.allclose(torch.from_numpy(logits), expected, atol=1e-4)
+
+    def test_settings_of_a_name(self, model: torch.nn.Module, tmp_path: Path) -> None:
+        export(model, tmp_path / "out")
+        name = f"local-dir:{tmp_path / 'out'}"
+        assert front_end_settings(name) == model.front_end.settings
+        assert front_end_settings(name, {"hop": 80})["hop"] == 80
+        assert front_end_settings("convnext_tiny") == front_end_settings(None) == LogMel().settings
+        with pytest.raises(ValueError, match=r"no settings of LogMel: .*they are sample_rate, n_fft"):
+            front_end_settings(None, {"rate": 3})
+        with pytest.raises(ValueError, match="n_fft at most 65536"):
+            front_end_settings(None, {"n_fft": 10**9})
+
+    def test_an_audio_model_of_the_zoo_says_what_it_takes(self, tmp_path: Path) -> None:
+        small = {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8), "num_classes": 3}
+        export(timm.create_model("convnext_dcls_audio_tiny", **small), tmp_path / "out")
+        assert front_end_settings(f"local-dir:{tmp_path / 'out'}") == LogMel().settings
+        config = json.loads((tmp_path / "out" / "config.json").read_text())
+        assert config["front_end"]["sample_rate"] == 32000

@@ -72,7 +72,7 @@ def read_sound(
     waveform = torch.from_numpy(samples)
     if not waveform.isfinite().all():
         raise ValueError("it has samples that are NaN or infinite")
-    waveform = waveform if rate == sample_rate else _resampled(waveform, rate, sample_rate)
+    waveform = resampled(waveform, rate, sample_rate)
     return waveform if seconds is None else waveform[: round(seconds * sample_rate)]
 
 
@@ -97,7 +97,10 @@ def _opened(file: str | Path | bytes) -> Any:
         raise ValueError(f"it is no sound that libsndfile reads ({reason})") from error
 
 
-def _resampled(waveform: torch.Tensor, rate: int, wanted: int) -> torch.Tensor:
+def resampled(waveform: torch.Tensor, rate: int, wanted: int) -> torch.Tensor:
+    """A waveform at another sample rate."""
+    if rate == wanted:
+        return waveform
     from scipy.signal import resample_poly
 
     common = math.gcd(rate, wanted)
