@@ -35,7 +35,7 @@ MOMENTS: dict[str, Kill | None] = {
 ALWAYS = ["--keep_last.every_n_updates", "1", "--trainer.log_every_n_steps", "1", "--trainer.logger", "false"]
 LENGTH = ["--trainer.max_epochs", "2"]
 # a schedule that does not depend on the length of the training
-STEP = ["--model.sched", "step", "--model.sched_kwargs", "{decay_epochs: 1, decay_rate: 0.5}"]
+STEP = ("--model.sched", "step", "--model.sched_kwargs", "{decay_epochs: 1, decay_rate: 0.5}")
 FLAGS = {
     classify: [*TINY, *RANDOM, "--data.batch_size", "8"],
     segmentation.main: [
@@ -65,11 +65,12 @@ class Case(NamedTuple):
     workers: int = 0
     later: int | None = None  # workers after the resumption, if others
     flags: tuple[str, ...] = ()
+    first: tuple[str, ...] = ()  # flags of the first part only
 
     def __str__(self) -> str:
         name = getattr(self.task, "__module__", "study").rpartition(".")[2]
-        then = "" if self.later is None else f"-{self.later}"
-        more = "-".join(f.removeprefix("--").removeprefix("trainer.") for f in self.flags)
+        then = "" if self.later is None else f" then {self.later}"
+        more = " ".join(self.flags).replace("--trainer.", "")
         return f"{name}, {self.source}, {self.workers}{then} workers, {self.moment} {more}"
 
 
@@ -141,30 +142,69 @@ def study(run: Path, case: Case, more: tuple[str, ...], kill: Kill | None) -> No
 
 
 def check(case: Case, sources: dict[str, list[str]], undisturbed: Any, run: Path) -> None:
-    kill, more = MOMENTS[case.moment], ["--ckpt_path", "last"]
+    kill, resume = MOMENTS[case.moment], ["--ckpt_path", "last"]
     if kill is None:
-        start(case, run, sources, "--trainer.max_epochs", "1")
+        start(case, run, sources, *case.first)
     else:
         with pytest.raises((Killed, torch.multiprocessing.ProcessRaisedException)):
             start(case, run, sources, kill=kill)
     if case.moment == "after validation":
         shutil.copy(run / "checkpoints" / "best.ckpt", run / "checkpoints" / "last.ckpt")
-    assert last(run)["global_step"] < 12, "it was killed before its end"
+    whole = undisturbed(case._replace(moment="", later=None, first=()))
+    assert last(run)["global_step"] < whole["global_step"], "it was killed before its end"
+    assert not same(last(run), whole)
     if case.later is not None:
-        more += ["--data.num_workers", str(case.later)]
-    start(case, run, sources, *more)
-    whole = undisturbed(case._replace(moment="", later=None))
-    assert last(run)["global_step"] == whole["global_step"] > last_of_first_part(case)
+        resume += ["--data.num_workers", str(case.later)]
+    start(case, run, sources, *resume)
+    assert last(run)["global_step"] == whole["global_step"]
+    assert last(run)["epoch"] == whole["epoch"]
     assert same(last(run), whole)
 
 
-def last_of_first_part(case: Case) -> int:
-    return 0
+ONE_EPOCH = ("--trainer.max_epochs", "1")
+BY_UPDATES = ("--trainer.max_epochs", "-1", "--trainer.max_steps", "12")
+CASES = [
+    Case("first batch", workers=2),
+    Case("middle", source="wds", workers=1),
+    Case("last batch", source="hfds"),
+    Case("in validation", workers=1),
+    Case("after validation"),
+    Case("between epochs", workers=2),
+    Case("between epochs", later=2),
+    Case("between epochs", source="hfds", workers=1),
+    Case("between epochs", source="wds"),
+    Case("between epochs", source="wds", workers=2),
+    Case("between epochs", workers=1, flags=("--trainer.accumulate_grad_batches", "2")),
+    Case("between epochs", workers=1, flags=("--trainer.reload_dataloaders_every_n_epochs", "1")),
+    Case("between epochs", workers=1, flags=("--trainer.max_steps", "12")),
+    Case("between epochs", flags=BY_UPDATES),
+    Case("last batch", flags=(*BY_UPDATES, "--trainer.check_val_every_n_epoch", "null",
+                              "--trainer.val_check_interval", "4")),
+    Case("made longer", workers=1, flags=(*STEP, "--trainer.max_epochs", "2"), first=ONE_EPOCH),
+    Case("made longer", flags=(*STEP, *BY_UPDATES), first=("--trainer.max_steps", "6")),
+    Case("made longer", flags=(*STEP, *BY_UPDATES), first=("--trainer.max_steps", "8")),
+    Case("middle", segmentation.main, workers=1),
+    Case("between epochs", segmentation.main, flags=BY_UPDATES),
+    Case("middle", detection.main),
+    Case("between epochs", detection.main, workers=1),
+    Case("middle", Tensors),
+    Case("between epochs", Tensors),
+    Case("between epochs", workers=1, flags=tuple(TWO)),
+    Case("middle", source="wds", flags=tuple(TWO)),
+]  # fmt: skip
 
 
-LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs fork")
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_killed_training_ends_as_an_undisturbed_one(
+    case: Case, sources: Any, undisturbed: Any, tmp_path: Path
+) -> None:
+    if TWO[0] in case.flags and sys.platform != "linux":
+        pytest.skip("needs fork")
+    check(case, sources, undisturbed, tmp_path)
+
+
 EVERY = [
-    Case(moment, task, source, workers, None, flags)
+    Case(moment, task, source, workers, None, flags, ONE_EPOCH)
     for moment in MOMENTS
     for task in (*FLAGS, Tensors)
     for source in (("folder", "hfds", "wds") if task is classify else ("folder",))
@@ -175,7 +215,6 @@ EVERY = [
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("case", EVERY, ids=str)
 def test_every_moment(case: Case, sources: Any, undisturbed: Any, tmp_path: Path) -> None:
     if case.moment == "made longer":

@@ -19,7 +19,6 @@ from train.errors import reason
 from train.models import SyncBatchNorm
 from train.positions import PositionsPicture
 from train.progress import Progress
-from train.ranges import ranges_of
 from train.run_folder import check_checkpoint, compare, last_checkpoint, loggers, put_aside
 
 
@@ -78,12 +77,6 @@ class TrainCLI(LightningCLI):
             "trainer.default_root_dir", "checkpoint.dirpath", lambda root: str(Path(root) / "checkpoints")
         )
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
-        parts = {"model": self.model_class, "data": self.datamodule_class}
-        parts |= {"keep_last": KeepLast, "positions": PositionsPicture}
-        allowed = {f"{name}.{k}": r for name, part in parts.items() for k, r in ranges_of(part).items()}
-        for action in parser._actions:
-            if action.dest in allowed:
-                action.help = f"{action.help or ''} Values: {allowed[action.dest]}."
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses, and finds the checkpoint that ``last`` means."""

@@ -21,10 +21,12 @@ class Range(NamedTuple):
         high_enough = value > self.low if self.above else value >= self.low
         return high_enough and (value < self.high if self.below else value <= self.high)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         low = f"{'above' if self.above else 'at least'} {self.low:g}" if math.isfinite(self.low) else ""
         high = f"{'below' if self.below else 'at most'} {self.high:g}" if math.isfinite(self.high) else ""
         return " and ".join(part for part in (low, high) if part) or "any number"
+
+    __str__ = __repr__
 
 
 Number = Annotated[float, Range()]
