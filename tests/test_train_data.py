@@ -13,9 +13,10 @@ from torch.utils.data import DataLoader
 
 from tests.training import RANDOM, fit, last, same, write_images
 from train.data import Images
+from train.errors import DataError
 from train.loaders import TrainLoader
 from train.place import Place
-from train.readers import IGNORED, DataError
+from train.readers import IGNORED
 from train.samplers import PADDING, EvalSampler, TrainSampler
 
 

@@ -1,5 +1,7 @@
 """The command line: Lightning's, with the data's classes linked to the model and one folder per run."""
 
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -12,7 +14,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from dcls_models import CheckpointError
-from dcls_models.files import locked
+from dcls_models.files import locked, replaced
 from dcls_models.loading import Run
 from train.checkpoints import AtomicCheckpointIO, KeepLast
 from train.errors import reason
@@ -20,6 +22,8 @@ from train.models import SyncBatchNorm
 from train.positions import PositionsPicture
 from train.progress import Progress
 from train.run_folder import check_checkpoint, compare, last_checkpoint, loggers, put_aside
+
+HOME = re.compile(r"(local-dir:|hfds/|)~")
 
 
 class Parser(LightningArgumentParser):
@@ -48,11 +52,17 @@ class SaveConfig(SaveConfigCallback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any
     ) -> None:
-        """Writes it."""
-        if not self.already_saved:
-            self.config = self.config.clone()
-            self.config["ckpt_path"] = None
-            super().setup(trainer, pl_module, "fit")
+        """Writes it, in UTF-8 whatever the locale."""
+        if self.already_saved or trainer.fast_dev_run:
+            return
+        self.already_saved = True
+        folder = trainer.log_dir
+        if trainer.is_global_zero and folder is not None:
+            config = self.config.clone()
+            config["ckpt_path"] = None
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            with replaced(Path(folder) / self.config_filename) as part:
+                part.write_text(self.parser.dump(config, skip_none=False), encoding="utf-8")
 
 
 class TrainCLI(LightningCLI):
@@ -82,6 +92,10 @@ class TrainCLI(LightningCLI):
         """Parses, and finds the checkpoint that ``last`` means."""
         super().parse_arguments(parser, args)
         config = self.config[self.config["subcommand"]]
+        for part in ("trainer", "checkpoint", "model", "data"):
+            expand_home(config[part])
+        if config["ckpt_path"]:
+            config["ckpt_path"] = os.path.expanduser(config["ckpt_path"])  # noqa: PTH111
         if config["ckpt_path"] == "last":
             config["ckpt_path"] = str(last_checkpoint(Path(config["trainer"]["default_root_dir"])))
         if config["ckpt_path"]:
@@ -163,12 +177,28 @@ class TrainCLI(LightningCLI):
             raise ValueError("random weights are not worth it: give --ckpt_path (last, or a file)")
 
 
+def expand_home(options: Any) -> None:
+    """Puts the home folder in the place of ``~`` where an option's value begins with it, or its folder does.
+
+    Also in ``local-dir:~/FOLDER`` and ``hfds/~/FOLDER``.
+    """
+    for key, value in vars(options).items():
+        if isinstance(value, str):
+            kind = HOME.match(value)
+            if kind:
+                options[key] = kind[1] + os.path.expanduser(value[kind.end(1) :])  # noqa: PTH111, leaves ~unknown
+
+
 @contextmanager
 def _alone(root: Path, fresh: bool) -> Iterator[None]:
     """Nobody else trains in the run's folder; what an earlier run has left is aside if this one is fresh."""
-    root.mkdir(parents=True, exist_ok=True)
-    way_out = "choose another --trainer.default_root_dir, or wait for its end"
-    with locked(root / ".lock", f"another training is running in {root}: {way_out}"):
+    way_out = "choose another --trainer.default_root_dir"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        (root / ".lock").touch()
+    except OSError as error:
+        raise OSError(f"cannot write to the run's folder {root} ({error.strerror}): {way_out}") from error
+    with locked(root / ".lock", f"another training is running in {root}: {way_out}, or wait for its end"):
         if fresh:
             put_aside(root)
         yield

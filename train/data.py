@@ -73,6 +73,9 @@ class Images(TaskData):
         std: Standard deviation of each channel.
         predict_root: Folder with images for ``predict``.
         names: Names of the classes instead of ``root``; ``predict`` takes the checkpoint's.
+        exif: Whether images are turned as their EXIF data say; timm, and ``eval``, do not.
+        image_column: Column of the images (``hfds/``).
+        label_column: Column of the labels (``hfds/``).
 
     Raises:
         FileNotFoundError: If a folder or the images are missing.
@@ -110,6 +113,9 @@ class Images(TaskData):
         std: tuple[Positive, Positive, Positive] | None = None,
         predict_root: str | None = None,
         names: list[str] | None = None,
+        exif: bool = False,
+        image_column: str = "image",
+        label_column: str = "label",
     ) -> None:
         super().__init__(batch_size, num_workers)
         self.save_hyperparameters()

@@ -213,7 +213,11 @@ class Classifier(Task):
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """The loss of the recipe, with the teacher's and the repulsive loss where they are asked for."""
-        images, target = self.mixup(*batch) if self.mixup is not None else batch
+        images, target = batch
+        if self.mixup is not None:
+            if len(images) % 2:  # an unreadable image was left out: the last one is there twice
+                images, target = (torch.cat([part, part[-1:]]) for part in batch)
+            images, target = self.mixup(images, target)
         if images.ndim == 5:  # (N, versions, C, H, W): the first version of all images, then the second, ...
             target = target.repeat(images.shape[1])
             images = images.transpose(0, 1).flatten(0, 1)

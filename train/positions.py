@@ -11,6 +11,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 
 from dcls_models.layers import DclsNd
 from dcls_models.optim import holders
+from train.pictures import write_picture
 from train.ranges import Count, CountOrNone, check_ranges
 
 Stage = tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]
@@ -66,9 +67,9 @@ class PositionsPicture(pl.Callback):
         """Writes the picture."""
         stages = self._stages(pl_module)
         if trainer.is_global_zero and stages and self.kernels:
-            figure = draw_positions(stages, self.kernels)
-            figure.savefig(Path(trainer.default_root_dir) / self.filename, dpi=110)
-            plt.close(figure)
+            write_picture(
+                Path(trainer.default_root_dir) / self.filename, draw_positions, stages, self.kernels
+            )
 
     def _stages(self, pl_module: pl.LightningModule) -> list[Stage]:
         sizes = {m.holder(): m.dilated_kernel_size for m in pl_module.modules() if isinstance(m, DclsNd)}
