@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -14,15 +15,18 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from dcls_models import CheckpointError
-from dcls_models.files import locked, replaced
+from dcls_models.files import locked, replaced, write_json
 from dcls_models.loading import Run
+from dcls_models.provenance import provenance
 from train.checkpoints import AtomicCheckpointIO, KeepLast
 from train.errors import reason
 from train.models import SyncBatchNorm
 from train.positions import PositionsPicture
 from train.progress import Progress
 from train.run_folder import check_checkpoint, compare, last_checkpoint, loggers, put_aside
+from train.summary import EpochLines, Summary, in_words
 
+PACKAGES = ("torchvision", "pytorch-lightning", "torchmetrics")  # their versions are in a results file
 HOME = re.compile(r"(local-dir:|hfds/|)~")
 
 
@@ -72,6 +76,7 @@ class TrainCLI(LightningCLI):
     """
 
     monitor: str
+    task: str  # in a results file
     resumed: Run | None = None  # the checkpoint that a training goes on from
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -83,6 +88,7 @@ class TrainCLI(LightningCLI):
         parser.add_lightning_class_args(KeepLast, "keep_last")
         parser.add_lightning_class_args(PositionsPicture, "positions")
         parser.set_defaults({"trainer.default_root_dir": "runs/default", "trainer.num_sanity_val_steps": 0})
+        parser.set_defaults({"trainer.enable_model_summary": False})  # train.summary has its own
         parser.link_arguments(
             "trainer.default_root_dir", "checkpoint.dirpath", lambda root: str(Path(root) / "checkpoints")
         )
@@ -100,6 +106,14 @@ class TrainCLI(LightningCLI):
             config["ckpt_path"] = str(last_checkpoint(Path(config["trainer"]["default_root_dir"])))
         if config["ckpt_path"]:
             self.read_checkpoint(config, check_checkpoint(Path(config["ckpt_path"]), config["model"]["name"]))
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> Any:
+        """Lets ``validate`` and ``test`` write a results file, and say what they measured in a line."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand in ("validate", "test"):
+            parser.add_argument("--output", type=str | None, help="JSON file to write the numbers to")
+            parser.set_defaults({"verbose": False})
+        return parser
 
     def read_checkpoint(self, config: Any, run: Run) -> None:
         """Compares the arguments of a checkpoint's model with those of now, before anything is done."""
@@ -155,9 +169,12 @@ class TrainCLI(LightningCLI):
         if config["sync_batchnorm"]:
             kwargs["plugins"].append(SyncBatchNorm())
         trainer = super().instantiate_trainer(**kwargs)
-        if trainer.progress_bar_callback is not None:
-            trainer.callbacks.remove(trainer.progress_bar_callback)
-            trainer.callbacks.insert(0, Progress())
+        bar = trainer.progress_bar_callback
+        if bar is not None and bar not in (config["callbacks"] or []):  # Lightning's own choice
+            trainer.callbacks.remove(bar)
+            trainer.callbacks.insert(0, Progress() if sys.stderr.isatty() else EpochLines())
+        if not trainer.barebones:
+            trainer.callbacks.append(Summary())
         if trainer.fast_dev_run:  # leaves nothing, and an earlier run as it is
             trainer.callbacks = [c for c in trainer.callbacks if not getattr(c, "leaves_files", False)]
         return trainer
@@ -166,6 +183,29 @@ class TrainCLI(LightningCLI):
         """Compares the data with those that a checkpoint was trained on."""
         if self.resumed is not None:
             compare("data", self.resumed.data, self.datamodule.hparams)
+
+    def after_validate(self) -> None:
+        """Says what was measured, and writes it if a file is asked for."""
+        if not self.trainer.is_global_zero:
+            return
+        metrics = self.trainer.callback_metrics
+        print(in_words(metrics, self.model.hparams.get("num_classes")))
+        if output := self.config[self.subcommand]["output"]:
+            path = Path(os.path.expanduser(output))  # noqa: PTH111
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, self.result({k: float(v) for k, v in metrics.items()}))
+            print(f"wrote {path}")
+
+    after_test = after_validate
+
+    def result(self, metrics: dict[str, float]) -> dict[str, Any]:
+        """What ``--output`` writes: a results file, as ``dcls_models.provenance`` defines it."""
+        spec = sys.modules["__main__"].__spec__
+        words = ["python", "-m", (spec.name if spec else "train").removesuffix(".__main__"), *sys.argv[1:]]
+        scores = {k.partition("/")[2] or k: round(v, 4) for k, v in metrics.items()}
+        model = self.config[self.subcommand]["ckpt_path"] or self.model.hparams["name"]
+        record = provenance(self.task, words, self.trainer.strategy.root_device, PACKAGES)
+        return {"model": model, **scores, **record}
 
     def before_validate(self) -> None:
         """Makes sure that there is something to measure.

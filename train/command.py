@@ -5,6 +5,7 @@ from typing import Any
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser
 
 from dcls_models.loading import Run
+from dcls_models.provenance import state_dict_sha256
 from train.cli import TrainCLI
 from train.data import Images
 from train.launch import launch
@@ -16,7 +17,7 @@ from train.report import PredictionWriter, Report
 class ClassifierCLI(TrainCLI):
     """The best checkpoint is that of the highest top-1 accuracy."""
 
-    monitor = "val/top1"
+    monitor, task = "val/top1", "accuracy"
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the report, and links what one part knows to what another needs."""
@@ -56,6 +57,27 @@ class ClassifierCLI(TrainCLI):
             )
 
     before_test = before_predict = before_validate
+
+    def result(self, metrics: dict[str, float]) -> dict[str, Any]:
+        """As ``eval accuracy`` writes it: of the averaged weights where there are any."""
+        end = "" if self.model.ema is None else "_ema"
+        stage = "val" if self.subcommand == "validate" else self.subcommand
+        chosen = {k: metrics[f"{stage}/{k}{end}"] for k in ("top1", "top5", "loss")}
+        weights = list(self.model.evaluated().values())[-1]
+        data, hp = self.datamodule.hparams, self.model.hparams
+        return {
+            **super().result(chosen),
+            "n": self.model.measured,
+            "unreadable": self.datamodule.unreadable(),
+            "dataset": data["dataset"] or str(data["root"]),
+            "split": "test" if self.datamodule.has_test() and stage == "test" else data["val_split"],
+            "classes": hp["num_classes"],
+            "state_dict_sha256": state_dict_sha256(weights),
+            "param_count": sum(p.numel() for p in weights.parameters()),
+            **{k: data[k] for k in ("img_size", "crop_pct", "interpolation")},
+            "device": str(self.trainer.strategy.root_device),
+            "pictures": [],
+        }
 
 
 def main(args: ArgsType = None) -> None:

@@ -184,11 +184,16 @@ class Images(TaskData):
 
     def test_dataloader(self) -> DataLoader:
         """The images of ``root/test``, if there are any, otherwise those of validation."""
-        test = Path(self.hparams["root"] or "") / "test"
-        if self.hparams["dataset"] or self.hparams["root"] is None or not test.is_dir():
+        if not self.has_test():
             return self.val_dataloader()
+        test = Path(self.hparams["root"]) / "test"
         known = {name: i for i, name in enumerate(self.class_names)}
         return self._in_order(Samples(open_classes(test, known), self._transform(training=False)))
+
+    def has_test(self) -> bool:
+        """Whether there are images of their own to test on."""
+        root = self.hparams["root"]
+        return not self.hparams["dataset"] and root is not None and (Path(root) / "test").is_dir()
 
     def predict_dataloader(self) -> DataLoader:
         """The images below ``predict_root``, in order."""

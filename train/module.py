@@ -147,11 +147,17 @@ class Classifier(Task):
         metrics = {suffix: classification_metrics(num_classes) for suffix in self.evaluated()}
         self.metrics = torch.nn.ModuleDict(metrics)
         self.teacher: Teacher | None = None
+        self.measured = 0  # images of the last validation
         self._sharded = False
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits ``(N, num_classes)`` of images ``(N, 3, H, W)``."""
         return self.model(self._to_memory_layout(images))
+
+    def example_input(self) -> torch.Tensor | None:
+        """An image of the size that the data have."""
+        side = getattr(self.trainer.datamodule, "hparams", {}).get("img_size")
+        return torch.zeros(1, 3, side, side) if side else None
 
     def configure_model(self) -> None:
         """Compiles the model, not the whole module (parameters keep their names), and shards it (FSDP2)."""
@@ -280,6 +286,7 @@ class Classifier(Task):
 
     def _log_metrics(self, stage: str) -> None:
         for suffix, metrics in self.metrics.items():
+            self.measured = int(self.all_gather(metrics["loss"].weight).sum())
             end = "" if suffix == "raw" else f"_{suffix}"
             for key, value in metrics.compute().items():
                 percent = 1 if key == "loss" else 100

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from dcls_models.optim import ParamGroup
 
 _logger = logging.getLogger(__name__)
+GROUPS = {"decay": "weights", "no_decay": "biases, norms, scales", "positions": "where kernel elements are"}
 
 
 def build_optimizer(
@@ -28,8 +29,9 @@ def build_optimizer(
         rates = sorted({group["lr"] for group in same})
         params = [p for group in same for p in group["params"]]
         _logger.info(
-            "optimizer group %-9s lr %-20s weight decay %-5g %4d tensors %11d numbers",
+            "optimizer group %s (%s): lr %s with weight decay %g, %d tensors, %d numbers",
             name,
+            GROUPS.get(name, "others"),
             " to ".join(f"{rate:.3g}" for rate in dict.fromkeys((rates[0], rates[-1]))),
             same[0]["weight_decay"],
             len(params),

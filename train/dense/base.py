@@ -1,7 +1,6 @@
 """What segmentation and detection share: optimizer groups, loaders, command line, the result."""
 
 import re
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,14 +12,12 @@ from torch.utils.data import Dataset
 
 from dcls_models.files import write_json
 from dcls_models.optim import ParamGroup, param_groups
-from dcls_models.provenance import provenance
 from train.cli import TrainCLI
 from train.loaders import TaskData
 from train.ranges import Count, CountOrNone, NotNegative, Range, ShareAboveZero, check_ranges
 from train.task import Task
 
 STAGE = re.compile(r"(?:stages_|layer)(\d+)(?:\.(?:blocks\.)?(\d+))?")
-PACKAGES = ("torchvision", "pytorch-lightning", "torchmetrics")
 Samples = tuple[tuple[torch.Tensor, ...], tuple[Any, ...]]
 
 
@@ -154,8 +151,6 @@ class DenseData(TaskData):
 class DenseCLI(TrainCLI):
     """Measures before and after the training, and writes both to ``results.json`` in the run's folder."""
 
-    task: str  # in the result
-
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Those that segmentation and detection have."""
@@ -180,18 +175,15 @@ class DenseCLI(TrainCLI):
         updates, scores = self.trainer.global_step, self._measured()
         if not self.trainer.is_global_zero:
             return
-        spec = sys.modules["__main__"].__spec__
-        command = ["python", "-m", spec.name if spec else "train", *sys.argv[1:]]
-        record = provenance(self.task, command, self.trainer.strategy.root_device, PACKAGES)
         hp = self.model.hparams
         model = {"model": hp["name"], "model_kwargs": hp["model_kwargs"] or {}}
         size = {"n": len(self.datamodule.val_set), "updates": updates}
         path = Path(self.trainer.default_root_dir) / "results.json"
-        write_json(path, {**record, **model, **scores, "before": self.before, **size})
+        write_json(path, {**self.result(scores), **model, "before": self.before, **size})
         print(", ".join(f"{k} {self.before[k]} -> {scores[k]}" for k in self.before), f"({path})")
 
     def _measured(self, ckpt_path: str | None = None) -> dict[str, float]:
         (scores,) = self.trainer.validate(
             self.model, datamodule=self.datamodule, ckpt_path=ckpt_path, verbose=False
         )
-        return {k.removeprefix("val/"): round(v, 2) for k, v in scores.items()}
+        return {k.removeprefix("val/"): round(v, 2) for k, v in scores.items() if k.startswith("val/")}
