@@ -14,7 +14,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.callbacks import Checkpoint, StochasticWeightAveraging
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from dcls_models.files import replaced
@@ -130,6 +130,11 @@ class KeepLast(Checkpoint):
         self._save(trainer, pl_module)
         if self._asked(trainer) and not trainer.fit_loop.done:
             self._stop(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Saves once more where a callback has put other weights into the model at the end."""
+        if any(isinstance(c, StochasticWeightAveraging) for c in trainer.callbacks):
+            self._save(trainer, pl_module)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException

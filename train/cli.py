@@ -11,7 +11,7 @@ from textwrap import shorten
 from typing import Any, NoReturn
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import BatchSizeFinder, Checkpoint, LearningRateFinder, ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from dcls_models import CheckpointError
@@ -26,6 +26,10 @@ from train.progress import Progress
 from train.run_folder import check_checkpoint, compare, last_checkpoint, loggers, put_aside
 from train.summary import EpochLines, Summary, in_words
 
+INSTEAD: dict[type, str] = {
+    LearningRateFinder: "each group of the optimizer has its own rate, which the schedule sets; give model.lr",
+    BatchSizeFinder: "the schedule depends on the number of batches; give data.batch_size",
+}
 PACKAGES = ("torchvision", "pytorch-lightning", "torchmetrics")  # their versions are in a results file
 HOME = re.compile(r"(local-dir:|hfds/|)~")
 
@@ -147,7 +151,7 @@ class TrainCLI(LightningCLI):
         if self.subcommand != "fit":
             self.save_config_callback = None
             trainer["logger"] = False
-        elif trainer["logger"] in (None, True) and not trainer["fast_dev_run"]:
+        elif trainer["logger"] in (None, True) and not (trainer["fast_dev_run"] or trainer["barebones"]):
             trainer["logger"] = loggers(Path(trainer["default_root_dir"]), resumed=bool(config["ckpt_path"]))
 
     def instantiate_classes(self) -> None:
@@ -175,9 +179,24 @@ class TrainCLI(LightningCLI):
             trainer.callbacks.insert(0, Progress() if sys.stderr.isatty() else EpochLines())
         if not trainer.barebones:
             trainer.callbacks.append(Summary())
-        if trainer.fast_dev_run:  # leaves nothing, and an earlier run as it is
+        if trainer.fast_dev_run or trainer.barebones:  # leaves nothing, and an earlier run as it is
             trainer.callbacks = [c for c in trainer.callbacks if not getattr(c, "leaves_files", False)]
         return trainer
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
+        """Makes the trainer, without what its options switch off; what cannot work here is refused.
+
+        Raises:
+            ValueError: If a callback would change what the schedule and the optimizer's groups depend on.
+        """
+        given = config["callbacks"] or []
+        for callback in given if isinstance(given, list) else [given]:
+            for kind, instead in INSTEAD.items():
+                if isinstance(callback, kind):
+                    raise ValueError(f"{kind.__name__} does not work here: {instead}")
+        if config["enable_checkpointing"] is False or config["barebones"]:
+            callbacks = [c for c in callbacks if not isinstance(c, Checkpoint)]
+        return super()._instantiate_trainer(config, callbacks)
 
     def before_fit(self) -> None:
         """Compares the data with those that a checkpoint was trained on."""

@@ -176,6 +176,8 @@ class Images(TaskData):
         """Shuffled, without the last incomplete batch."""
         if self.train_set is not None:
             return super().train_dataloader()
+        if self.trainer and self.trainer.overfit_batches:
+            raise ValueError("trainer.overfit_batches needs images with random access, not shards")
         return ShardLoader(self._shards(training=True), self.at, self.train_batches(), **self.loader_kwargs())
 
     def val_dataloader(self) -> DataLoader:
@@ -265,6 +267,8 @@ class Images(TaskData):
 
     def _in_order(self, dataset: Samples | Shards) -> DataLoader:
         if isinstance(dataset, Shards):
+            return DataLoader(dataset, **self.loader_kwargs())
+        if self.trainer and self.trainer.overfit_batches:  # Lightning chooses the samples
             return DataLoader(dataset, **self.loader_kwargs())
         sampler = EvalSampler(dataset, *self.rank_and_world())
         return DataLoader(Keyed(dataset), sampler=sampler, **self.loader_kwargs())

@@ -144,6 +144,8 @@ class TaskData(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled, without the last incomplete batch."""
+        if self.trainer and self.trainer.overfit_batches:  # a few, always the same
+            return DataLoader(self.train_set, drop_last=True, **self.loader_kwargs())
         repeats = self.hparams.get("repeats", 1)
         sampler = TrainSampler(self.train_set, *self.rank_and_world(), run_seed(), repeats)
         return TrainLoader(self.train_set, sampler, self.at, **self.loader_kwargs())

@@ -3,6 +3,7 @@
 import inspect
 import logging
 import math
+from collections import Counter
 from typing import Any
 
 import pytorch_lightning as pl
@@ -37,6 +38,11 @@ def build_optimizer(
             len(params),
             sum(p.numel() for p in params),
         )
+    counts: Counter[str] = Counter()
+    for group in groups:  # LearningRateMonitor needs names that differ
+        kind = group["name"]
+        counts[kind] += 1
+        group["name"] = kind if counts[kind] == 1 else f"{kind}_{counts[kind]}"
     options = {"lr": lr, "weight_decay": weight_decay, **(opt_kwargs or {})}
     try:
         optimizer = create_optimizer_v2(groups, opt=opt, **options)
@@ -111,6 +117,8 @@ def schedule_length(trainer: pl.Trainer) -> tuple[int, int]:
         batches = trainer.num_training_batches
     per_epoch = math.ceil(max(batches, 1) / trainer.accumulate_grad_batches)
     epochs, steps = trainer.max_epochs or -1, trainer.max_steps
+    if 0 in (trainer.max_epochs, steps):
+        return 1, per_epoch  # nothing is trained
     limits = [n for n in (epochs * per_epoch, steps) if n > 0]  # -1: no such limit
     if not limits:
         raise ValueError("set trainer.max_epochs or trainer.max_steps: the schedule needs an end")

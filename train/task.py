@@ -84,8 +84,11 @@ class Task(pl.LightningModule):
             self.lr_scheduler_step(config.scheduler, None)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Tells timm's schedulers the number of updates."""
-        scheduler.step_update(num_updates=self.global_step + self._ahead)
+        """Tells timm's schedulers the number of updates; others, as of a callback, step as they do."""
+        if hasattr(scheduler, "step_update"):
+            scheduler.step_update(num_updates=self.global_step + self._ahead)
+        else:
+            super().lr_scheduler_step(scheduler, metric)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seeds dropout, drop path and all else that is random in a step."""
@@ -114,7 +117,8 @@ class Task(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Logs the learning rates, of the head and of the last positions where they differ by layer."""
         rates = {
-            "lr_positions" if g.get("name") == "positions" else "lr": g["lr"] for g in optimizer.param_groups
+            "lr_positions" if g.get("name", "").startswith("positions") else "lr": g["lr"]
+            for g in optimizer.param_groups
         }
         self.log_dict(rates)
 
