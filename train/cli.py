@@ -27,7 +27,7 @@ from train.run_folder import check_checkpoint, compare, last_checkpoint, loggers
 from train.summary import EpochLines, Summary, in_words
 
 INSTEAD: dict[type, str] = {
-    LearningRateFinder: "each group of the optimizer has its own rate, which the schedule sets; give model.lr",
+    LearningRateFinder: "each group of the optimizer has its own rate and schedule; give model.lr",
     BatchSizeFinder: "the schedule depends on the number of batches; give data.batch_size",
 }
 PACKAGES = ("torchvision", "pytorch-lightning", "torchmetrics")  # their versions are in a results file
