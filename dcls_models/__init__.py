@@ -2,6 +2,7 @@
 
 from .checkpoint import CheckpointError
 from .dclsify import dclsify
+from .deploy import deploy
 from .layers import trim
 from .models import ConvNeXtDcls, FastVitDcls, MetaFormerDcls, ResNetDcls
 from .spectrogram import LogMel
@@ -18,6 +19,7 @@ __all__ = [
     "ResNetDcls",
     "WarmStart",
     "dclsify",
+    "deploy",
     "trim",
     "warm_start",
 ]

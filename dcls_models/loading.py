@@ -137,6 +137,22 @@ def front_end_settings(name: str | None, changes: Mapping[str, Any] | None = Non
         ) from error
 
 
+def takes_sounds(name: str | None, checkpoint: str | Path | None = None) -> bool:
+    """Whether a model, as ``load_model`` loads it, takes spectrograms of sounds: has a ``front_end``.
+
+    Raises:
+        CheckpointError: If the checkpoint cannot be read.
+        ValueError: If there is no such model.
+    """
+    if checkpoint is not None:
+        return "front_end" in read_run(checkpoint).model
+    if name is None or ":" in name:
+        return bool(name and _stored_front_end(name))
+    config_of(name)
+    with torch.device("meta"):
+        return hasattr(timm.create_model(name.partition(".")[0]), "front_end")
+
+
 def _stored_front_end(name: str) -> dict[str, Any]:
     """What the ``config.json`` of a folder or repository says of the front end; nothing of other models."""
     source, _, place = name.partition(":")
@@ -236,7 +252,7 @@ def _from_run(run: Run, name: str | None, ema: bool | None, **kwargs: Any) -> nn
         raise CheckpointError(f"{run.path} holds a {run.model.get('name')}, not a {name}")
     front_end = LogMel(**run.model["front_end"]) if "front_end" in run.model else None
     try:
-        cfg = _cfg_of_images(run) if front_end is None else _cfg_of_sounds(run, front_end)
+        cfg = _cfg_of_images(run) if front_end is None else _cfg_of_sounds(front_end)
         classes, labels = run.model["num_classes"], run.model["class_names"]
     except KeyError as error:
         raise CheckpointError(f"{run.path} is not of a classifier (it does not say {error})") from error
@@ -264,11 +280,9 @@ def _cfg_of_images(run: Run) -> dict[str, Any]:
     }
 
 
-def _cfg_of_sounds(run: Run, front_end: LogMel) -> dict[str, Any]:
-    settings = front_end.settings
-    frames = front_end.frames(round(run.data["seconds"] * settings["sample_rate"]))
-    level = {k: (settings[k],) for k in ("mean", "std")}
-    return {"input_size": (1, settings["mels"], frames), "crop_pct": 1.0, **level}
+def _cfg_of_sounds(front_end: LogMel) -> dict[str, Any]:
+    level = {k: (front_end.settings[k],) for k in ("mean", "std")}
+    return {"input_size": front_end.input_size, "crop_pct": 1.0, **level}
 
 
 def _below(prefix: str, stored: StateDict) -> StateDict:

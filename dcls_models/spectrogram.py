@@ -27,6 +27,7 @@ class LogMel(nn.Module):
         high: Upper end of the highest band, in Hz.
         mean: What is subtracted, in dB.
         std: What is divided by, in dB.
+        seconds: Length of the clips that the model was trained on; waveforms may be of another length.
         device: Where to compute; ``to`` moves it.
 
     Raises:
@@ -46,13 +47,14 @@ class LogMel(nn.Module):
         high: float = 14000.0,
         mean: float = MEAN,
         std: float = STD,
+        seconds: float = 10.0,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        if min(sample_rate, n_fft, hop, mels) < 1 or not std > 0 or max(n_fft, 16 * mels) > 2**16:
+        if min(sample_rate, n_fft, hop, mels) < 1 or min(std, seconds) <= 0 or max(n_fft, 16 * mels) > 2**16:
             raise ValueError(
-                "sample_rate, n_fft, hop, mels and std must be positive, n_fft at most 65536 and mels 4096, "
-                f"got {sample_rate=}, {n_fft=}, {hop=}, {mels=}, {std=}"
+                "sample_rate, n_fft, hop, mels, std and seconds must be positive, n_fft at most 65536 and "
+                f"mels 4096, got {sample_rate=}, {n_fft=}, {hop=}, {mels=}, {std=}, {seconds=}"
             )
         if not 0 <= low < high <= sample_rate / 2:
             raise ValueError(
@@ -68,6 +70,7 @@ class LogMel(nn.Module):
             "high": high,
             "mean": mean,
             "std": std,
+            "seconds": seconds,
         }
         self._fill(device)
 
@@ -106,13 +109,15 @@ class LogMel(nn.Module):
             decibels = 10 * (self.filters @ power.float()).clamp(min=FLOOR).log10()
             return ((decibels - self.settings["mean"]) / self.settings["std"])[:, None]
 
-    def frames(self, samples: int) -> int:
-        """How many frames a waveform of so many samples has."""
-        return samples // int(self.settings["hop"]) + 1
+    @property
+    def samples(self) -> int:
+        """Samples of a clip."""
+        return round(self.settings["seconds"] * self.settings["sample_rate"])
 
-    def samples(self, frames: int) -> int:
-        """How many samples a waveform has at least whose spectrogram has so many frames."""
-        return (frames - 1) * int(self.settings["hop"])
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """The shape of a clip's spectrogram, ``(1, mels, frames)``."""
+        return 1, self.settings["mels"], self.samples // self.settings["hop"] + 1
 
     def extra_repr(self) -> str:
         """The settings."""

@@ -17,6 +17,7 @@ from dcls_models.files import replaced
 from dcls_models.markdown import code, plain
 from dcls_models.provenance import read_result
 from eval import training_sections
+from eval.audio import tagging
 from eval.classification import accuracy, robustness
 from eval.interpretability import erf, gradcam, kernels
 from eval.options import ending
@@ -37,6 +38,7 @@ code { font-size: .85em; overflow-wrap: anywhere }
 """
 SECTIONS = {
     "accuracy": accuracy.SECTION,
+    "audio": tagging.SECTION,
     "robustness": robustness.SECTION,
     "gradcam": gradcam.SECTION,
     "erf": erf.SECTION,
@@ -48,6 +50,7 @@ SECTIONS = {
 PUBLISHED_NAMES = {
     "top1": "top-1, %",
     "real_top1": "ReaL top-1, %",
+    "map": "mAP, %",
     "images_per_second": "images/s",
     "c": "C, mCE",
     "c_bar": "C-bar, error %",
@@ -131,7 +134,7 @@ def _reported(task: str, models: set[str]) -> Iterable[str]:
         rows = [r for r in csv.DictReader(file) if r["task"] == task and _same(r["model"], models)]
     if not rows:
         return
-    yield "Reported by others, **not measured here** (ImageNet-1k; for speed, their machine):"
+    yield "Reported by others, **not measured here** (ImageNet-1k or AudioSet; for speed, their machine):"
     measures = list(dict.fromkeys(r["measure"] for r in rows))
     values: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows:

@@ -1,9 +1,10 @@
 """Writing what a command measured: the result first, then its picture, which may fail."""
 
 import argparse
+import csv
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +60,12 @@ def write_picture(path: Path, draw: Callable[[], Figure]) -> bool:
     finally:
         plt.close("all")
     return True
+
+
+def write_csv(path: Path, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Writes a table in UTF-8; bytes of a name that are none are written as escapes."""
+    with (
+        replaced(path) as part,
+        part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
+        csv.writer(file).writerows([head, *rows])

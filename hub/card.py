@@ -219,6 +219,8 @@ def _usage(config: dict[str, Any], model: str) -> str:
     imports = "import timm\nimport torch\n" + (
         "import dcls_models  # first: it registers the model\n" if ours else ""
     )
+    if "front_end" in config:
+        return _usage_of_sounds(model)
     size = ", ".join(map(str, config["pretrained_cfg"]["input_size"]))
     install = f"In a clone of the dcls_models repository, run `{INSTALL}`; then:\n\n" if ours else ""
     return (
@@ -228,10 +230,21 @@ def _usage(config: dict[str, Any], model: str) -> str:
     )
 
 
+def _usage_of_sounds(model: str) -> str:
+    return (
+        f"## How to use it\n\nIn a clone of the dcls_models repository, run `{INSTALL}`; then:\n\n"
+        "```python\nfrom dcls_models.loading import load_model\nfrom dcls_models.sounds import read_sound\n\n"
+        f'model = load_model("{model}")\nsettings = model.front_end.settings\n'
+        'waveform = read_sound("sound.wav", settings["sample_rate"], settings["seconds"])\n'
+        "probabilities = model(model.front_end(waveform[None])).sigmoid()\n```\n"
+    )
+
+
 def _numbers(measured: list[dict[str, Any]], names: list[str]) -> str:
+    unit = "sounds" if any(result["task"] == "audio" for result in measured) else "images"
     lines = [
         "## Measured\n",
-        "| data | metric | value | images | command | when, on what |",
+        f"| data | metric | value | {unit} | command | when, on what |",
         "|" + "---|" * 6,
     ]
     for result, on in zip(measured, names, strict=True):

@@ -22,7 +22,7 @@ def run_convert(given: argparse.Namespace) -> None:
 
 def run_export(given: argparse.Namespace) -> None:
     """Exports a training checkpoint."""
-    options = {"fused": given.fused, "half": given.half, "onnx": given.onnx}
+    options = {name: getattr(given, name) for name in ("fused", "half", "onnx", "dynamic_size", "int8")}
     ema = None if given.weights is None else given.weights == "ema"
     export_checkpoint(given.checkpoint, given.out, given.results, ema, **options)
     print(f"wrote {given.out / 'model.safetensors'} and {given.out / 'config.json'}; use them with")
@@ -93,6 +93,8 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--fused", action="store_true", help="plain convolutions, for timm alone")
     command.add_argument("--half", action="store_true", help="weights in float16")
     command.add_argument("--onnx", action="store_true", help="write model.onnx too")
+    command.add_argument("--dynamic-size", action="store_true", help="model.onnx for any height and width")
+    command.add_argument("--int8", action="store_true", help="model.onnx with matrix products in int8")
     command.set_defaults(run=run_export)
 
     command = commands.add_parser("card", help="a model card from measured results")

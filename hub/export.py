@@ -10,18 +10,20 @@ from typing import Any
 import safetensors.torch
 import timm
 import torch
-from timm.utils.model import reparameterize_model
 from torch import nn
 
 from dcls_models._timm import get_model_args, save_config_for_hf
 from dcls_models.checkpoint import check_values
 from dcls_models.files import one_line, sha256_of, write_json
 from dcls_models.layers import DclsNd
+from dcls_models.layers.positions import fuse_layers
 from dcls_models.loading import load_model, read_run
 from dcls_models.provenance import versions
 from hub import HubError
 from hub.card import plain_card, result_of
 from hub.folder import CARD, CONFIG, WEIGHTS, check_folder, config_sha256, written_at_once
+from hub.logits import check_logits, spread
+from hub.onnx import export_onnx
 
 ORIGIN = ("origin_url", "paper_ids", "notes", "license", "tag", "url")  # of published weights
 KEPT_PRECISE = ("positions", "sigma", "running_mean", "running_var")
@@ -50,6 +52,8 @@ def export(
     fused: bool = False,
     half: bool = False,
     onnx: bool = False,
+    dynamic_size: bool = False,
+    int8: bool = False,
 ) -> dict[str, str]:
     """Writes a model to a folder, once the folder has proved to give the same logits through timm.
 
@@ -64,6 +68,8 @@ def export(
         fused: Plain convolutions instead of DCLS layers, for timm without this package.
         half: Weights in float16; positions, sigma and statistics stay as they are.
         onnx: Writes ``model.onnx`` too, checked with onnxruntime.
+        dynamic_size: Of the ONNX file: whether it takes any height and width.
+        int8: Of the ONNX file: whether it computes matrix products in int8.
 
     Returns:
         The metadata of ``model.safetensors``.
@@ -74,6 +80,8 @@ def export(
         CheckpointError: If a weight is NaN or infinite.
     """
     check_values(model.state_dict(), source)
+    if (dynamic_size or int8) and not onnx:
+        raise HubError("dynamic_size and int8 are of the ONNX file: give --onnx as well")
     if (out / CARD).exists() and not (out / CONFIG).exists():
         raise HubError(f"{out} has a {CARD} that is not of an exported model: choose another folder")
     model = copy.deepcopy(model).eval().cpu().float()
@@ -87,18 +95,16 @@ def export(
         _halve_(exported)
         with torch.inference_mode():
             rounded, change = exported(images), (exported(images) - expected).abs().max().item()
-        print(
-            f"float16 changes the logits by at most {change:.2g} (they spread over {_spread(expected):.2g})"
-        )
+        print(f"float16 changes the logits by at most {change:.2g} (they spread over {spread(expected):.2g})")
         expected = rounded
     with written_at_once(out) as part:
         for name, text in (files or {}).items():
             (part / name).write_text(text, encoding="utf-8")
         metadata = _write(exported, part, half, {"source": source, "source_sha256": source_sha256})
-        _compare(_load(part)(images), expected, f"the exported {metadata['architecture']}")
+        check_logits(_load(part)(images), expected, f"the exported {metadata['architecture']}")
         check_folder(part)
         if onnx:
-            _write_onnx(exported, part / "model.onnx", images, expected)
+            export_onnx(exported, part / "model.onnx", images, dynamic_size, int8)
     written = {*(files or {}), "model.onnx" if onnx else ""}
     for name in {"model.onnx", "training.json", "conversion.json"} - written:
         (out / name).unlink(missing_ok=True)  # it would be of other weights
@@ -119,7 +125,7 @@ def export_checkpoint(
         out: Folder to write to.
         results: JSON file of ``python -m eval accuracy --output``, to be kept beside the weights.
         ema: Whether the averaged or the raw weights; by default the averaged ones where it has both.
-        **options: ``fused``, ``half`` and ``onnx`` of :func:`export`.
+        **options: ``fused``, ``half``, ``onnx``, ``dynamic_size`` and ``int8`` of :func:`export`.
 
     Returns:
         The metadata of ``model.safetensors``.
@@ -166,7 +172,7 @@ def plain_model(model: nn.Module) -> nn.Module:
         arguments["kernel_sizes"] = layers[0].dilated_kernel_size[0]
     cfg = {k: v for k, v in model.pretrained_cfg.items() if k in SOURCE_CFG and v}
     cfg |= {"num_classes": model.num_classes, "pool_size": None}
-    fused = _with_plain_convolutions(model)
+    fused = fuse_layers(copy.deepcopy(model))
     weights = {k: v for k, v in fused.state_dict().items() if not k.endswith((".positions", ".sigma"))}
     try:
         plain = timm.create_model(base, pretrained_cfg_overlay=cfg, **arguments).eval()
@@ -179,15 +185,6 @@ def plain_model(model: nn.Module) -> nn.Module:
             f"{layers[0].dilated_kernel_size} (only ConvNeXt does). Export it without --fused, or with --onnx"
         ) from error
     return plain
-
-
-def _with_plain_convolutions(model: nn.Module) -> nn.Module:
-    fused = copy.deepcopy(model)
-    for parent in list(fused.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, DclsNd):
-                setattr(parent, name, child.fuse())
-    return fused
 
 
 def _halve_(model: nn.Module) -> None:
@@ -252,40 +249,6 @@ def _load(folder: Path) -> nn.Module:
             "timm cannot build this model from its name alone, so its weights cannot be shared as a folder: "
             f"register a model of your own first ({one_line(error)})"
         ) from error
-
-
-@torch.inference_mode()
-def _compare(actual: torch.Tensor, expected: torch.Tensor, what: str, tolerance: float = 1e-5) -> None:
-    difference = (actual - expected).abs().max().item()
-    if not difference <= tolerance * max(1.0, _spread(expected)):  # so written, NaN is refused too
-        raise HubError(f"{what} differs from the model by {difference} in its logits; nothing was written")
-
-
-def _spread(logits: torch.Tensor) -> float:
-    return (logits.max() - logits.min()).item()
-
-
-def _write_onnx(model: nn.Module, path: Path, images: torch.Tensor, expected: torch.Tensor) -> None:
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401  (torch.onnx needs it)
-    except ImportError as error:
-        raise HubError(f"--onnx needs {error.name}: pip install onnx onnxruntime onnxscript") from error
-    plain = reparameterize_model(model)
-    batch = torch.export.Dim.DYNAMIC
-    torch.onnx.export(
-        plain,
-        (images,),
-        path,
-        input_names=["images"],
-        output_names=["logits"],
-        dynamic_shapes=({0: batch},),
-        dynamo=True,
-        external_data=False,
-        verbose=False,
-    )
-    (found,) = onnxruntime.InferenceSession(path).run(None, {"images": images.numpy()})
-    _compare(torch.from_numpy(found), expected, "the ONNX model", 1e-4)
 
 
 def _git_commit() -> str:

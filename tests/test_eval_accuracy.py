@@ -33,8 +33,9 @@ from dcls_models._timm import save_for_hf
 from eval.classification import metrics
 from eval.classification.data import UNREADABLE, match_classes, open_samples
 from eval.classification.evaluate import evaluate, set_up
-from eval.classification.store import Predictions, Store
+from eval.classification.store import Predictions
 from eval.cli import main
+from eval.store import Store
 from tests.training import in_child
 
 CLASSES = 7
@@ -569,9 +570,9 @@ def test_the_table_of_results_is_timms(model, images, tmp_path):
 
 
 def test_a_store_that_misses_images_says_so(tmp_path):
-    store = Store(tmp_path)
+    store = Store(Predictions, tmp_path)
     store.add(random_outputs(3, 6))
     assert store.done() == {0, 1, 2}
-    with pytest.raises(RuntimeError, match="3 results arrived for 5 images"):
+    with pytest.raises(RuntimeError, match="3 results arrived for 5 samples"):
         store.whole(5)
     assert UNREADABLE not in range(1000)

@@ -20,7 +20,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("train", "eval", "hub")
-WINGS = {"eval.classification", "eval.interpretability", "eval.speed"}
+WINGS = {"eval.audio", "eval.classification", "eval.interpretability", "eval.speed"}
 HEAVY = {"pytorch_lightning", "lightning", "jsonargparse", "matplotlib", "sklearn", "torchmetrics"}
 
 # What each part of the library may import of the library. Files that are not named may import all of it.
@@ -28,6 +28,8 @@ MAY_IMPORT = {
     "dcls_models.layers": {"dcls_models.layers"},
     "dcls_models.warm_start": {"dcls_models.layers"},
     "dcls_models.dclsify": {"dcls_models.layers", "dcls_models.warm_start"},
+    "dcls_models.deploy": {"dcls_models.layers"},
+    "dcls_models.onnx": {"dcls_models.layers", "dcls_models.deploy"},
     "dcls_models.files": set(),
     "dcls_models.folders": {"dcls_models.files"},
     "dcls_models.loading": {
@@ -55,7 +57,8 @@ MAY_IMPORT = {
 
 BROUGHT = {"filelock", "numpy", "PIL"}  # by torch and by timm's torchvision
 OPTIONAL = {"dcls_models.layers.depthwise.triton_kernels": {"triton"}}  # imported only where it is installed
-WHEN_CALLED = {  # imported in functions only, with an error that says what to install
+WHEN_CALLED = {
+    "dcls_models.onnx": {"onnx"},  # imported in functions only, with an error that says what to install
     "dcls_models.sounds.reading": {"soundfile", "scipy"},
     "dcls_models.sounds.audioset": {"h5py"},
     "dcls_models.sounds.hub": {"datasets"},

@@ -146,24 +146,14 @@ class Images(TaskData):
         return len(self.class_names)
 
     def setup(self, stage: str) -> None:
-        """Says what there is; accumulates gradients so that an update sees ``total_batch_size`` images."""
+        """Says what there is."""
+        super().setup(stage)
         if stage == "fit" and self.train_set is not None and self.val_set is not None:
             names = ", ".join(self.class_names[:10]) + ", ..." * (self.num_classes > 10)
             sizes = (len(self.train_set), len(self.val_set))
             _logger.info(
                 "%d images to train on, %d to validate on; %d classes: %s", *sizes, self.num_classes, names
             )
-        total, trainer = self.hparams["total_batch_size"], self.trainer
-        if stage != "fit" or total is None or trainer is None:
-            return
-        at_once = self.hparams["batch_size"] * trainer.world_size
-        if total % at_once:
-            raise ValueError(
-                f"data.total_batch_size {total} is no multiple of {at_once}, data.batch_size times "
-                f"{trainer.world_size} device(s); choose another data.batch_size"
-            )
-        trainer.accumulate_grad_batches = total // at_once
-        _logger.info("gradients of %d batches make an update of %d images", total // at_once, total)
 
     def train_batches(self, devices: int = 1) -> int:
         """Batches of one epoch on each of so many devices."""

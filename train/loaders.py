@@ -119,6 +119,7 @@ class TaskData(pl.LightningDataModule):
     """
 
     collate: Callable[[list[Any]], Any] | None = None
+    unit = "images"  # what the samples are
 
     def __init__(self, batch_size: Count = 64, num_workers: CountOrNone = 2) -> None:
         super().__init__()
@@ -126,6 +127,24 @@ class TaskData(pl.LightningDataModule):
         check_ranges("data", self, self.hparams)
         self.train_set: Any = None
         self.val_set: Any = None
+
+    def setup(self, stage: str) -> None:
+        """Accumulates gradients so that an update sees ``total_batch_size`` samples, where that is given.
+
+        Raises:
+            ValueError: If it is no multiple of what all devices see at once.
+        """
+        total, trainer = self.hparams.get("total_batch_size"), self.trainer
+        if stage != "fit" or total is None or trainer is None:
+            return
+        at_once = self.hparams["batch_size"] * trainer.world_size
+        if total < 1 or total % at_once:
+            raise ValueError(
+                f"data.total_batch_size {total} is no multiple of {at_once}, data.batch_size times "
+                f"{trainer.world_size} device(s); choose another data.batch_size"
+            )
+        trainer.accumulate_grad_batches = total // at_once
+        _logger.info("gradients of %d batches make an update of %d %s", total // at_once, total, self.unit)
 
     def train_batches(self, devices: int = 1) -> int:
         """Batches of one epoch on each of so many devices.
@@ -137,7 +156,7 @@ class TaskData(pl.LightningDataModule):
         batches = samples // devices // size
         if not batches:
             raise ValueError(
-                f"{samples} training images are less than one batch of {size} on {devices} device(s); "
+                f"{samples} training {self.unit} are less than one batch of {size} on {devices} device(s); "
                 f"choose a smaller data.batch_size, at most {samples // devices}"
             )
         return batches

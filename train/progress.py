@@ -29,7 +29,8 @@ class Progress(TQDMProgressBar):
         hparams: Any = trainer.datamodule.hparams if trainer.datamodule else {}
         per_update = hparams.get("batch_size", 0) * trainer.world_size * trainer.accumulate_grad_batches
         if per_update:
-            items["img/s"] = round(per_update * updates / seconds)
+            unit = getattr(trainer.datamodule, "unit", "images")
+            items["img/s" if unit == "images" else f"{unit}/s"] = round(per_update * updates / seconds)
         schedules = trainer.lr_scheduler_configs
         total = getattr(schedules[0].scheduler, "updates", 0) if schedules else 0
         left = timedelta(seconds=round((total - trainer.global_step) * seconds / updates))

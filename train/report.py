@@ -30,6 +30,9 @@ class Report(pl.Callback):
     """
 
     leaves_files = True
+    measures = ("loss", "top1", "top5")  # of a validation
+    headline = "top1"
+    command = "python -m train"
 
     def __init__(self, pictures: bool = True) -> None:
         self.pictures = pictures
@@ -69,11 +72,7 @@ class Report(pl.Callback):
         metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}  # processes average together
         if not trainer.is_global_zero:
             return
-        keys = [
-            f"{k}{end}"
-            for end in ("", "_ema")[: 1 + (pl_module.ema is not None)]
-            for k in ("loss", "top1", "top5")
-        ]
+        keys = [f"{k}{end}" for end in ("", "_ema")[: 1 + (pl_module.ema is not None)] for k in self.measures]
         fresh = trainer.fit_loop.epoch_loop._should_check_val_epoch()
         measured = {k: metrics.get(f"val/{k}", "") if fresh else "" for k in keys}
         train = {"loss": metrics.get("train/loss_epoch", "")}
@@ -88,14 +87,21 @@ class Report(pl.Callback):
             return
         names = pl_module.hparams["class_names"] or [str(i) for i in range(pl_module.hparams["num_classes"])]
         if self.pictures:
-            draw_curves(_in(trainer, "summary.csv"), _in(trainer, "curves.png"))
+            draw_curves(
+                _in(trainer, "summary.csv"), _in(trainer, "curves.png"), ("loss", self.headline, "lr")
+            )
             if confusion is not None:
                 draw_confusion(confusion, names, _in(trainer, "confusion.png"))
             if self.seen is not None:
-                draw_predictions(*self.seen, names, trainer.datamodule, _in(trainer, "predictions_val.png"))
+                self.draw_seen(names, trainer.datamodule, _in(trainer, "predictions_val.png"))
         for line in trainer.datamodule.unreadable():
             _logger.warning("%s", line)
-        print(next_steps(trainer), file=sys.stderr)
+        print(next_steps(trainer, self.command, self.headline), file=sys.stderr)
+
+    def draw_seen(self, names: list[str], data: Any, picture: Path) -> None:
+        """Draws what was kept of the validation."""
+        assert self.seen is not None
+        draw_predictions(*self.seen, names, data, picture)
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -123,30 +129,30 @@ class PredictionWriter(BasePredictionWriter):
         print(f"wrote {file}", file=sys.stderr)
 
 
-def next_steps(trainer: pl.Trainer) -> str:
+def next_steps(trainer: pl.Trainer, command: str = "python -m train", headline: str = "top1") -> str:
     """What somebody types after a training."""
     root = trainer.default_root_dir
     typed = shlex.quote(str(root))
     longer = 2 * max(1, trainer.current_epoch)
-    top1 = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/top1")}
-    said = ", ".join(f"{k} {v:.2f} %" for k, v in top1.items())
+    scores = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(f"val/{headline}")}
+    said = ", ".join(f"{k} {v:.2f} %" for k, v in scores.items())
     return (
         f"\n{said or 'nothing was validated (was there an epoch left?)'}; "
         f"curves, confusions and predictions are drawn in {root}.\n"
         "Next:\n"
         f"  python -m hub export --checkpoint {typed}/checkpoints/last.ckpt --out {typed}\n"
         f"  tensorboard --logdir {typed}\n"
-        f"  python -m train fit --config {typed}/logs/config.yaml --ckpt_path last "
+        f"  {command} fit --config {typed}/logs/config.yaml --ckpt_path last "
         f"--trainer.max_epochs {longer}"
     )
 
 
-def draw_curves(summary: Path, picture: Path) -> None:
-    """Draws the losses, accuracies and the learning rate of ``summary.csv`` over the epochs."""
+def draw_curves(summary: Path, picture: Path, parts: tuple[str, ...] = ("loss", "top1", "lr")) -> None:
+    """Draws columns of ``summary.csv`` over the epochs: those whose name contains one of three parts."""
     with summary.open() as file:
         rows = list(csv.DictReader(file))
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
-    for axis, part in zip(axes, ("loss", "top1", "lr"), strict=True):
+    for axis, part in zip(axes, parts, strict=True):
         for name in (n for n in (rows[0] if rows else {}) if part in n):
             points = [(int(float(r["epoch"])), float(r[name])) for r in rows if r[name]]
             if points:

@@ -154,6 +154,21 @@ def _fuse_layers(holder: Holder) -> None:
     del holder.positions, holder.sigma, holder.reparameterize
 
 
+def fuse_layers(model: nn.Module) -> nn.Module:
+    """Makes plain convolutions of all DCLS layers of a model, in place, and calls nothing else of it."""
+    if isinstance(model, ReadsPositions):
+        return model.fuse()
+    layers = [m for m in model.modules() if isinstance(m, ReadsPositions)]
+    fused = {layer: layer.fuse() for layer in layers}
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):  # named_children() leaves out second names
+            if child in fused:
+                setattr(parent, name, fused[child])
+    for holder in {layer.holder() for layer in layers} - set(layers):
+        del holder.positions, holder.sigma, holder.reparameterize
+    return model
+
+
 def translate_reference_keys(holder: Holder, state_dict: dict[str, Any], prefix: str) -> None:
     """Turns the authors' keys of the layers that read from ``holder`` into its own, below ``prefix``.
 

@@ -2,7 +2,7 @@
 
 from .audioset import PackedSounds, open_listed, read_ontology
 from .clips import NOTHING, Clip, Clips, SoundSet
-from .files import FileSounds, open_folder
+from .files import FileSounds, FolderSounds, open_folder
 from .hub import HubSounds
 from .reading import EXTENSIONS, fitted, read_sound, resampled, seconds_of
 
@@ -12,6 +12,7 @@ __all__ = [
     "Clip",
     "Clips",
     "FileSounds",
+    "FolderSounds",
     "HubSounds",
     "PackedSounds",
     "SoundSet",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from ..folders import class_folders
+from ..folders import ClassFolders, class_folders
 from .reading import EXTENSIONS, read_sound, seconds_of
 
 
@@ -47,12 +47,20 @@ class FileSounds:
         return self.files[index]
 
 
-def open_folder(root: Path, names: Sequence[str] | None = None) -> FileSounds:
+class FolderSounds(FileSounds):
+    """Sounds in one folder per class."""
+
+    def __init__(self, folders: ClassFolders) -> None:
+        super().__init__(folders.files, [(label,) for label in folders.labels], folders.names, one_label=True)
+        self.hold_out = folders.hold_out
+        self.fingerprint = folders.fingerprint
+
+
+def open_folder(root: Path, names: Sequence[str] | None = None) -> FolderSounds:
     """Sounds in ``root/<class>/``.
 
     Raises:
         OSError: If there is no such folder, or no sound in it.
         ValueError: If sounds lie elsewhere, or there is a class that is not in ``names``.
     """
-    found = class_folders(root, EXTENSIONS, names)
-    return FileSounds(found.files, [(label,) for label in found.labels], found.names, one_label=True)
+    return FolderSounds(class_folders(root, EXTENSIONS, names))

@@ -5,13 +5,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from eval.classification import metrics, processes
+from eval import processes
+from eval.classification import metrics
 from eval.classification.data import UNREADABLE, Samples, open_samples, read_indices
 from eval.classification.evaluate import Setup, evaluate, set_up
-from eval.classification.store import Predictions, claim
+from eval.classification.store import Predictions
 from eval.options import evaluation_options
 from eval.results import write_result
 from eval.section import Section
+from eval.store import claim, parts_of
 
 SHIPPED = "timm"  # the ReaL labels that come with it
 SECTION = Section(
@@ -122,11 +124,6 @@ def _samples(arguments: argparse.Namespace, setup: Setup, outputs: list[int] | N
 def _real_labels(given: str, samples: Samples) -> list[list[int]]:
     files = [samples.filename(i, basename=True) for i in range(len(samples))]
     return metrics.real_labels(files, len(samples.names), None if given == SHIPPED else Path(given))
-
-
-def parts_of(output: Path | None) -> Path | None:
-    """The folder beside a result where it is kept while it grows."""
-    return output.with_name(output.name + ".parts") if output else None
 
 
 def add_commands(commands: Any) -> None:

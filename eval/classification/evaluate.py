@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -15,16 +14,15 @@ from timm.data import create_transform, resolve_input_data_config
 from timm.data.loader import PrefetchLoader, fast_collate
 from timm.layers import apply_test_time_pool
 from timm.models import reparameterize_model
-from timm.utils import decay_batch_step
 from torch import nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from dcls_models.loading import load_model
 from dcls_models.provenance import state_dict_sha256
-from eval.classification import processes
+from eval import processes
+from eval.batches import in_batches
 from eval.classification.data import Samples
-from eval.classification.store import Predictions, Store, split
+from eval.classification.store import Predictions
 from eval.preprocessing import batches_of
 
 IN_TIMM = ("img_size", "crop_pct", "crop_mode", "interpolation")  # options as in validate.py
@@ -114,7 +112,6 @@ def set_up(arguments: argparse.Namespace, **defaults: Any) -> Setup:
     return Setup(model, original, config, settings, amp, arguments.channels_last)
 
 
-@torch.inference_mode()
 def evaluate(
     setup: Setup,
     samples: Samples,
@@ -125,9 +122,6 @@ def evaluate(
     name: str = "images",
 ) -> Predictions | None:
     """A model's predictions for all images; the processes of ``torchrun`` share them, batch by batch.
-
-    Batches are the same whatever the number of processes, and after a kill, so that the numbers are too.
-    Where memory does not suffice, the rest goes on in smaller ones (``timm.utils.decay_batch_step``).
 
     Args:
         setup: The model.
@@ -141,27 +135,14 @@ def evaluate(
     Returns:
         The predictions, in the first process; None in the others.
     """
-    rank, world = processes.rank_and_world()
-    with contextlib.ExitStack() as stack:
-        if rank == 0 and folder is None and world > 1:
-            folder = Path(stack.enter_context(TemporaryDirectory()))
-        folder, done = processes.from_first((folder, Store(folder).done() if rank == 0 else None))
-        store = Store(folder)
-        batches = split([i for i in range(len(samples)) if i not in done], batch_size)[rank::world]
-        with tqdm(total=sum(map(len, batches)), desc=name, unit="image", disable=rank > 0) as bar:
-            while batches:
-                left = list(batches)
-                try:
-                    for predictions in _run(setup, samples, outputs, batches, workers):
-                        store.add(predictions)
-                        bar.update(len(left.pop(0)))
-                    batches = []
-                except RuntimeError as error:
-                    batches = _smaller(left, error)
-        processes.wait_for_all()
-        whole = store.whole(len(samples)) if rank == 0 else None
-        processes.wait_for_all()
-    return whole
+    return in_batches(
+        Predictions,
+        len(samples),
+        lambda batches: _run(setup, samples, outputs, batches, workers),
+        folder,
+        batch_size,
+        name,
+    )
 
 
 def _run(
@@ -174,15 +155,3 @@ def _run(
             logits = logits[:, outputs]
         ranked = logits.topk(min(5, logits.shape[1]), 1, True, True).indices
         yield Predictions(torch.tensor(indices), labels.cpu(), logits.float().cpu(), ranked.cpu())
-
-
-def _smaller(batches: list[list[int]], error: RuntimeError) -> list[list[int]]:
-    """The same images in smaller batches, if memory did not suffice; else the error is raised again."""
-    full = isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
-    size = decay_batch_step(len(batches[0])) if full else 0
-    if not size:
-        raise error
-    print(f"out of memory with {len(batches[0])} images at a time: going on with {size}")
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return split([i for batch in batches for i in batch], size)

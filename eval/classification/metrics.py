@@ -11,8 +11,8 @@ import torch
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from dcls_models.files import replaced
 from eval.classification.store import Predictions
+from eval.results import write_csv
 
 BINS = 15  # of the calibration error, as Guo et al. 2017
 TOP = 5  # answers that count for top-5, which says nothing where there are no more classes
@@ -145,15 +145,6 @@ def write_per_class(path: Path, predictions: Predictions, names: Sequence[str]) 
 
 def _share(part: int, whole: int) -> float | str:
     return round(100 * part / whole, 4) if whole else ""
-
-
-def write_csv(path: Path, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Writes a table in UTF-8; bytes of a name that are none are written as escapes."""
-    with (
-        replaced(path) as part,
-        part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-    ):
-        csv.writer(file).writerows([head, *rows])
 
 
 def read_table(path: Path) -> list[dict[str, str]]:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dcls_models.files import write_json
-from eval.classification import processes
-from eval.classification.accuracy import parts_of, summarise
+from eval import processes
+from eval.classification.accuracy import summarise
 from eval.classification.corruptions import (
     ALEXNET,
     C_BAR,
@@ -23,10 +23,10 @@ from eval.classification.corruptions import (
 )
 from eval.classification.data import open_samples, read_indices
 from eval.classification.evaluate import Setup, evaluate, set_up
-from eval.classification.store import claim
 from eval.options import evaluation_options
 from eval.results import write_result
 from eval.section import Section
+from eval.store import claim, parts_of
 
 CORRUPTED = {"c": tuple(ALEXNET), "c-bar": C_BAR}
 SUBSETS = {"a": "imagenet_a_indices.txt", "r": "imagenet_r_indices.txt"}  # timm's lists of 200 classes each

@@ -1,0 +1,1 @@
+"""Audio tagging: what a model finds in sounds, and how well."""

@@ -1,0 +1,80 @@
+"""``model.onnx``: written, and compared with the model at two sizes by onnxruntime."""
+
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from dcls_models.onnx import write_onnx
+from hub import HubError
+from hub.logits import check_logits, spread
+
+LARGER = (32, 64)  # pixels in height and width by which the second size is larger, where it may be
+
+
+def export_onnx(
+    model: nn.Module, path: Path, images: torch.Tensor, dynamic_size: bool = False, int8: bool = False
+) -> None:
+    """Writes a model to an ONNX file that has proved to give the same logits.
+
+    Args:
+        model: Any model, in eval mode.
+        path: File to write.
+        images: An example ``(N, C, H, W)`` with N of 2 or more; any batch size will do later.
+        dynamic_size: Whether any height and width will do as well.
+        int8: Whether matrix products are computed in int8, with scales found at each run. How much that
+            changes the logits is printed.
+
+    Raises:
+        HubError: If a package is missing, torch cannot export the model, or the file gives other logits.
+    """
+    _check_installed()
+    larger = (images.shape[2] + LARGER[0], images.shape[3] + LARGER[1])
+    size = larger if dynamic_size else images.shape[2:]
+    generator = torch.Generator().manual_seed(1)
+    examples = (images, torch.randn(1, images.shape[1], *size, generator=generator))
+    try:
+        write_onnx(model, path, images, dynamic_size)
+    except ValueError as error:
+        raise HubError(str(error)) from error
+    with torch.inference_mode():
+        expected = [model(example) for example in examples]
+    for example, logits in zip(examples, expected, strict=True):
+        check_logits(_run(path, example), logits, f"the ONNX model at {tuple(example.shape)}", 1e-4)
+    if int8:
+        _quantize(path)
+        for example, logits in zip(examples, expected, strict=True):
+            change = (_run(path, example) - logits).abs().max().item()
+            print(
+                f"int8 changes the logits of random images by at most {change:.2g} (they spread over "
+                f"{spread(logits):.2g}): measure the accuracy on images of your own"
+            )
+
+
+def _check_installed() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401  (torch.onnx needs it)
+    except ImportError as error:
+        raise HubError(f"--onnx needs {error.name}: pip install onnx onnxruntime onnxscript") from error
+
+
+def _run(path: Path, images: torch.Tensor) -> torch.Tensor:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"images": images.numpy()})
+    return torch.from_numpy(logits)
+
+
+def _quantize(path: Path) -> None:
+    """Convolutions stay in float32: with their padding apart, onnxruntime cannot run them in int8."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with tempfile.TemporaryDirectory() as folder:
+        quantized = Path(folder) / "int8.onnx"
+        products = {"op_types_to_quantize": ["MatMul", "Gemm"], "weight_type": QuantType.QInt8}
+        quantize_dynamic(path, quantized, per_channel=True, **products)
+        path.write_bytes(quantized.read_bytes())
