@@ -15,7 +15,7 @@ from pytorch_lightning.callbacks import BatchSizeFinder, Checkpoint, LearningRat
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from dcls_models import CheckpointError
-from dcls_models.files import locked, replaced, write_json
+from dcls_models.files import locked, printable, replaced, write_json
 from dcls_models.loading import Run
 from dcls_models.provenance import provenance
 from train.checkpoints import AtomicCheckpointIO, KeepLast
@@ -213,7 +213,7 @@ class TrainCLI(LightningCLI):
             path = Path(os.path.expanduser(output))  # noqa: PTH111
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, self.result({k: float(v) for k, v in metrics.items()}))
-            print(f"wrote {path}")
+            print(f"wrote {printable(str(path))}")
 
     after_test = after_validate
 

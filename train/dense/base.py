@@ -10,7 +10,7 @@ from pytorch_lightning.cli import LightningArgumentParser
 from torch import nn
 from torch.utils.data import Dataset
 
-from dcls_models.files import write_json
+from dcls_models.files import printable, write_json
 from dcls_models.optim import ParamGroup, param_groups
 from train.cli import TrainCLI
 from train.loaders import TaskData
@@ -180,7 +180,10 @@ class DenseCLI(TrainCLI):
         size = {"n": len(self.datamodule.val_set), "updates": updates}
         path = Path(self.trainer.default_root_dir) / "results.json"
         write_json(path, {**self.result(scores), **model, "before": self.before, **size})
-        print(", ".join(f"{k} {self.before[k]} -> {scores[k]}" for k in self.before), f"({path})")
+        print(
+            ", ".join(f"{k} {self.before[k]} -> {scores[k]}" for k in self.before),
+            f"({printable(str(path))})",
+        )
 
     def _measured(self, ckpt_path: str | None = None) -> dict[str, float]:
         (scores,) = self.trainer.validate(
