@@ -101,7 +101,11 @@ class Kill(pl.Callback):
         self.moment, self.at = moment, (epoch, batch)
 
     def _at(self, moment: str, trainer: pl.Trainer, batch: int = -1) -> None:
-        if moment == self.moment and (trainer.current_epoch, batch) == self.at:
+        here = (
+            trainer.current_epoch,
+            batch,
+        ) == self.at and trainer.global_step > 0  # not before the training
+        if moment == self.moment and here:
             raise Killed
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:

@@ -1,9 +1,11 @@
 """``python -m train``: trains and uses image classifiers."""
 
+from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser
 
+from dcls_models.folders import holds_folders
 from dcls_models.loading import Run
 from dcls_models.provenance import state_dict_sha256
 from train.cli import TrainCLI
@@ -11,6 +13,7 @@ from train.data import Images
 from train.launch import launch
 from train.models import has_weights
 from train.module import Classifier
+from train.readers import VAL_NAMES
 from train.report import PredictionWriter, Report
 
 
@@ -26,6 +29,26 @@ class ClassifierCLI(TrainCLI):
         parser.link_arguments("model.name", "data.like")
         parser.link_arguments("data.augment_splits", "model.augment_splits")
         parser.link_arguments("data.class_names", "model.class_names", apply_on="instantiate")
+
+    def before_instantiate_classes(self) -> None:
+        """Makes sure that what the run leaves is not taken for data.
+
+        Raises:
+            ValueError: If the run's folder is in a folder of images.
+        """
+        super().before_instantiate_classes()
+        config = self.config[self.subcommand]
+        root, run = config["data"]["root"], Path(config["trainer"]["default_root_dir"]).resolve()
+        if root is None or config["data"]["dataset"] or self.subcommand != "fit":
+            return
+        folders = [Path(root) / name for name in ("train", "test", *VAL_NAMES)]
+        read = [folder for folder in folders if holds_folders(folder)] or [Path(root)]
+        for folder in (f.resolve() for f in read):
+            if run == folder or folder in run.parents:
+                raise ValueError(
+                    f"the run's folder {run} is in {folder}, and its pictures would be taken for data: choose "
+                    "another --trainer.default_root_dir"
+                )
 
     def read_checkpoint(self, config: Any, run: Run) -> None:
         """Takes the names of the classes from it to predict, which needs no training images."""

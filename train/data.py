@@ -146,8 +146,9 @@ class Images(TaskData):
         return len(self.class_names)
 
     def setup(self, stage: str) -> None:
-        """Says what there is."""
+        """Says what there is, where all processes have found the same."""
         super().setup(stage)
+        self.agree(self.class_names)
         if stage == "fit" and self.train_set is not None and self.val_set is not None:
             names = ", ".join(self.class_names[:10]) + ", ..." * (self.num_classes > 10)
             sizes = (len(self.train_set), len(self.val_set))
@@ -180,7 +181,8 @@ class Images(TaskData):
             return self.val_dataloader()
         test = Path(self.hparams["root"]) / "test"
         known = {name: i for i, name in enumerate(self.class_names)}
-        return self._in_order(Samples(open_classes(test, known), self._transform(training=False)))
+        images = open_classes(test, known)
+        return self._in_order(Samples(images, self._transform(training=False), exif=self.hparams["exif"]))
 
     def has_test(self) -> bool:
         """Whether there are images of their own to test on."""
@@ -195,7 +197,7 @@ class Images(TaskData):
         if not root.is_dir():
             raise FileNotFoundError(f"data.predict_root is not a folder: {root}")
         reader = open_folder(root)
-        self.predict_set = Samples(reader, self._transform(training=False))
+        self.predict_set = Samples(reader, self._transform(training=False), exif=self.hparams["exif"])
         return self._in_order(self.predict_set)
 
     def unreadable(self) -> list[str]:
@@ -206,7 +208,8 @@ class Images(TaskData):
     def _open(self, root: str | None, dataset: str) -> None:
         if dataset.startswith("hfds/"):
             splits = (self.hparams["train_split"], self.hparams["val_split"])
-            train, val = open_hub(dataset, root, splits)
+            columns = (self.hparams["image_column"], self.hparams["label_column"])
+            train, val = open_hub(dataset, root, splits, *columns)
             train_indices = val_indices = None
         elif dataset:
             raise ValueError(f"data.dataset is empty, hfds/NAME or wds/, got {dataset!r}")
@@ -215,8 +218,10 @@ class Images(TaskData):
         else:
             train, val, train_indices, val_indices = open_folders(Path(root), self.hparams["val_share"])
         self.class_names = [str(name) for name in train.class_to_idx]
-        self.train_set = Samples(train, self._transform(training=True), train_indices, training=True)
-        self.val_set = Samples(val, self._transform(training=False), val_indices)
+        exif = self.hparams["exif"]
+        self.train_set = Samples(train, self._transform(training=True), train_indices, True, exif)
+        self.val_set = Samples(val, self._transform(training=False), val_indices, exif=exif)
+        self.collate = self.train_set.collate
 
     def _fill_in_preprocessing(self, like: str | None) -> None:
         """Resolves what is not given: from the model, or else as usual for ImageNet; loading needs it."""

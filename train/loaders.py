@@ -146,6 +146,25 @@ class TaskData(pl.LightningDataModule):
         trainer.accumulate_grad_batches = total // at_once
         _logger.info("gradients of %d batches make an update of %d %s", total // at_once, total, self.unit)
 
+    def agree(self, classes: list[str]) -> None:
+        """Makes sure that all processes have found the same data, as different disks might not hold.
+
+        Raises:
+            ValueError: If they have not.
+        """
+        if not self.trainer or self.trainer.world_size == 1:
+            return
+        mine = [classes, *(None if s is None else len(s) for s in (self.train_set, self.val_set))]
+        found: list[Any] = [None] * self.trainer.world_size
+        torch.distributed.all_gather_object(found, mine)
+        for rank, other in enumerate(found):
+            if other != found[0]:
+                counts = [f"{len(names)} classes and {sizes} samples" for names, *sizes in (other, found[0])]
+                raise ValueError(
+                    f"process {rank} found {counts[0]} to train and to validate on, process 0 {counts[1]}, or "
+                    "classes of other names: give all processes the same data.root"
+                )
+
     def train_batches(self, devices: int = 1) -> int:
         """Batches of one epoch on each of so many devices.
 

@@ -262,20 +262,41 @@ def _split(reader: Any, val_share: float) -> tuple[Sequence[int], Sequence[int]]
     return train, val
 
 
-def open_hub(name: str, root: str | None, splits: Sequence[str]) -> list[Any]:
+def open_hub(
+    name: str, root: str | None, splits: Sequence[str], image: str = "image", label: str = "label"
+) -> list[Any]:
     """The readers of timm for splits of a Hugging Face data set.
 
     Args:
         name: ``hfds/`` and the name on the Hub, or a folder.
         root: Where the data sets are cached; the default of ``datasets`` if None.
         splits: Names of the splits.
+        image: Column of the images.
+        label: Column of the labels.
 
     Raises:
-        DataError: If the package is missing or a split cannot be read.
+        DataError: If the package is missing, or a split or a column is not there.
     """
     try:
-        return [create_reader(name, root=root, split=split) for split in splits]
+        from datasets import ClassLabel, load_dataset  # optional, and slow to import
     except ImportError as error:
         raise DataError("data.dataset hfds/... needs a package: pip install datasets") from error
+    try:
+        columns = load_dataset(name.removeprefix("hfds/"), split=splits[0], cache_dir=root).features
+        if {image, label} <= columns.keys():
+            columns_of = {"input_key": image, "target_key": label}
+            readers = [create_reader(name, root=root, split=split, **columns_of) for split in splits]
     except Exception as error:
         raise DataError(f"cannot read {name} ({', '.join(splits)}): {one_line(error)}") from error
+    if missing := [column for column in (image, label) if column not in columns]:
+        raise DataError(
+            f"{name} has no column {' or '.join(missing)}, but {', '.join(columns)}: give data.image_column "
+            "and data.label_column"
+        )
+    if not isinstance(columns[label], ClassLabel):
+        labels = [column for column, feature in columns.items() if isinstance(feature, ClassLabel)]
+        raise DataError(
+            f"the column {label} of {name} has no names of classes; columns that have: "
+            f"{', '.join(labels) or 'none'}"
+        )
+    return readers
