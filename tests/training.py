@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 import timm
 import torch
 from PIL import Image
+from pytorch_lightning.callbacks import TQDMProgressBar
 
 from dcls_models._timm import save_for_hf
 from train.command import main
@@ -168,3 +169,22 @@ def _quietly(function: Callable[..., None], *args: Any) -> None:
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, 1)
     function(*args)
+
+
+class CountValidations(pl.Callback):
+    """Writes how many validations there were, each after some updates."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.count += trainer.global_step > 0
+        (Path(trainer.default_root_dir) / "validations.txt").write_text(str(self.count))
+
+
+class MyBar(TQDMProgressBar):
+    """A progress bar of somebody's own."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        super().on_train_start(trainer, pl_module)
+        (Path(trainer.default_root_dir) / "bar.txt").write_text("mine")

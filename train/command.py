@@ -46,7 +46,7 @@ class ClassifierCLI(TrainCLI):
         for folder in (f.resolve() for f in read):
             if run == folder or folder in run.parents:
                 raise ValueError(
-                    f"the run's folder {run} is in {folder}, and its pictures would be taken for data: choose "
+                    f"the run's folder {run} is in {folder}: its pictures would be taken for data; choose "
                     "another --trainer.default_root_dir"
                 )
 
