@@ -201,8 +201,8 @@ class TestPlaces:
             assert "top5" not in said, "of four classes"
 
 
-# Every option of Lightning's Trainer: flags to try and how many updates they make (of 6 an epoch and 2 epochs), or why
-# it is not tried here.
+# Every option of Lightning's Trainer: flags to try, and how many of 12 updates they make; or why it
+# is not tried here.
 TRAINER = {
     "accelerator": "TINY sets it",
     "strategy": "tests/test_train_distributed.py",
@@ -257,12 +257,8 @@ class TestLightning:
     @pytest.mark.parametrize("option", TRIED)
     def test_option(self, images, tmp_path, option):
         flags, updates = TRIED[option]
-        tiny = TINY
         where = ["--data.root", str(images), "--trainer.default_root_dir", str(tmp_path)]
-        if option == "barebones":
-            tiny = [f for i, f in enumerate(TINY) if not any(
-                TINY[j].startswith("--trainer.enable") for j in (i, i - 1))]  # fmt: skip
-        main(["fit", *tiny, *SMALL_DATA, *where, "--trainer.max_epochs", "2", *flags])
+        main(["fit", *TINY, *SMALL_DATA, *where, "--trainer.max_epochs", "2", *flags])
         checkpoint = tmp_path / "checkpoints" / "last.ckpt"
         assert checkpoint.is_file() == (updates is not None)
         if updates:

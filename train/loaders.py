@@ -161,8 +161,8 @@ class TaskData(pl.LightningDataModule):
             if other != found[0]:
                 counts = [f"{len(names)} classes and {sizes} samples" for names, *sizes in (other, found[0])]
                 raise ValueError(
-                    f"process {rank} found {counts[0]} to train and to validate on, process 0 {counts[1]} (or "
-                    "other names of classes): give all processes the same data.root"
+                    f"process {rank} found {counts[0]} to train and to validate on, process 0 {counts[1]} "
+                    "(or other names of classes): give all processes the same data.root"
                 )
 
     def train_batches(self, devices: int = 1) -> int:
