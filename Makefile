@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 RUN = runs/demo
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo delays test lint clean
 
 setup: $(VENV)/.ready
 
@@ -29,6 +29,16 @@ demo: setup
 	@echo "  $(RUN)/predictions.png    what the model says of single images"
 	@echo "Next, in Python ($(BIN)/python): import timm, dcls_models;"
 	@echo "  timm.create_model(\"local-dir:$(RUN)\", pretrained=True)   or   timm.list_models(\"*dcls*\")"
+
+delays: setup
+	$(BIN)/python -m train.speech runs/speech
+	$(BIN)/python -m train.delays fit --config configs/delays/digits.yaml
+	$(BIN)/python -m train.delays test --config configs/delays/digits.yaml --ckpt_path last
+	$(BIN)/python -m eval delays --checkpoint runs/delays/checkpoints/last.ckpt --output runs/delays/results.json
+	@echo
+	@echo "A spiking network with learned delays was trained on spoken digits and tested on voices that it had not"
+	@echo "heard. Look at runs/delays: delays.png (before and after), raster.png (the spikes of one word), curves.png,"
+	@echo "results.json, and config.json with model.safetensors (dcls_models.spiking.DelayNet.load)."
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile

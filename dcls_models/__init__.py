@@ -6,6 +6,7 @@ from .deploy import deploy
 from .layers import trim
 from .models import ConvNeXtDcls, FastVitDcls, MetaFormerDcls, ResNetDcls
 from .spectrogram import LogMel
+from .strided import slice_strided
 from .warm_start import WarmStart, warm_start
 
 __version__ = "0.1.0"
@@ -20,6 +21,7 @@ __all__ = [
     "WarmStart",
     "dclsify",
     "deploy",
+    "slice_strided",
     "trim",
     "warm_start",
 ]

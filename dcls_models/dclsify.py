@@ -1,9 +1,12 @@
 """The only place where a convolution becomes a DCLS layer."""
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from functools import partial
+from typing import Any
 
 import torch
 from timm.layers import Conv2dSame
@@ -14,7 +17,10 @@ from torch.nn.utils import parametrize
 from .layers import Dcls1d, Dcls2d, Dcls2dSame, Dcls3d, DclsNd
 from .layers.dcls import sizes
 from .layers.positions import check_shareable, share_positions
-from .warm_start import check_counterpart, warm_start
+from .strided import overrunning
+from .warm_start import check_counterpart, check_example, warm_start
+
+_logger = logging.getLogger(__name__)
 
 _DCLS_CLASSES: dict[type[_ConvNd], type[DclsNd]] = {
     Conv2dSame: Dcls2dSame,
@@ -48,8 +54,9 @@ def dclsify(
     """Replaces convolutions of any model by DCLS layers, in place.
 
     Stride, groups, dilation, bias, device, type and the size of the output stay as they are (a kernel of
-    even size in place of an odd one, or the reverse, can make the output one pixel larger). A block that
-    folds its convolutions into one for deployment keeps them apart where it holds a DCLS layer.
+    even size in place of an odd one, or the reverse, can make the output one pixel larger), and what is
+    frozen stays frozen. A block that folds its convolutions into one for deployment keeps them apart where
+    it holds a DCLS layer.
 
     Args:
         model: The model to change.
@@ -70,9 +77,9 @@ def dclsify(
         The model (the new layer, if the model is itself a convolution that is replaced).
 
     Raises:
-        ValueError: If nothing matches, a match is more than a convolution, layers that are to share
-            positions differ in shape, or (``init="dense"``) a kernel does not fit. The model is then as
-            before.
+        ValueError: If nothing matches, a match is more than a convolution or shares parameters with another
+            module, layers that are to share positions differ in shape, or (``init="dense"``) a kernel or
+            the example does not fit. The model is then as before.
 
     >>> import timm
     >>> model = dclsify(timm.create_model("mobilenetv3_small_050"), kernel_count=12, dilated_kernel_size=9)
@@ -88,6 +95,7 @@ def dclsify(
         raise ValueError(
             f"no convolution of {type(model).__name__} matches {asked}; model.named_modules() lists the names"
         )
+    _check_untied(model, old.values())
     new = {
         conv: _replacement(name, conv, kernel_count, dilated_kernel_size, version)
         for conv, name in old.items()
@@ -95,19 +103,86 @@ def dclsify(
     shared = [(stage, [new[m] for m in stage.modules() if m in new]) for stage in share]
     for stage, layers in shared:
         check_shareable(stage, layers)
+    source = None
     if init == "dense":
-        for conv, name in old.items():
-            check_counterpart(name, new[conv], conv)
-    source = copy.deepcopy(model) if init == "dense" else None
+        _check_dense_start(model, old, new, example_input)
+        source = copy.deepcopy(model)
 
     model = _swap(model, new)
     for stage, layers in shared:
         own = [layer for layer in layers if layer.holder() is layer]
         if own:
             share_positions(stage, own)
+    _freeze(new, warn=init == "random")
+    _warn_of_overruns(model)
     if source is not None:
         warm_start(model, source, jitter=jitter, example_input=example_input)
     return model
+
+
+def _check_untied(model: nn.Module, names: Iterable[str]) -> None:
+    owners: dict[nn.Parameter, list[str]] = defaultdict(list)
+    for owner, module in model.named_modules():
+        for key, parameter in module.named_parameters(recurse=False):
+            owners[parameter].append(f"{owner}.{key}".lstrip("."))
+    chosen = set(names)
+    for tied in owners.values():
+        if len(tied) > 1 and any(name.rpartition(".")[0] in chosen for name in tied):
+            raise ValueError(
+                f"{' and '.join(tied)} are one parameter, which DCLS layers would untie; leave these "
+                "convolutions out, or use one module in all these places"
+            )
+
+
+def _check_dense_start(
+    model: nn.Module, old: dict[_ConvNd, str], new: dict[_ConvNd, DclsNd], example_input: torch.Tensor | None
+) -> None:
+    for conv, name in old.items():
+        check_counterpart(name, new[conv], conv)
+    check_example(model, example_input)
+    larger = [
+        name
+        for conv, name in old.items()
+        if any((k - t) % 2 for k, t in zip(new[conv].kernel_size, conv.kernel_size, strict=True))
+    ]
+    if larger:
+        trial = copy.deepcopy(model)
+        there = {trial.get_submodule(name): new[conv] for conv, name in old.items()}
+        trial = _swap(trial, there)
+        try:
+            check_example(trial, example_input)
+        except ValueError as error:
+            raise ValueError(
+                f"{larger[0]}: an even kernel in place of an odd one, or the reverse, makes the output one "
+                f"pixel larger, with which the model does not run; choose another dilated_kernel_size "
+                f"({error})"
+            ) from error
+
+
+def _freeze(new: dict[_ConvNd, DclsNd], warn: bool) -> None:
+    """What was frozen is frozen again; positions are, where all layers that read them are."""
+    trainable = {layer.holder() for conv, layer in new.items() if conv.weight.requires_grad}
+    for conv, layer in new.items():
+        layer.weight.requires_grad_(conv.weight.requires_grad)
+        if layer.bias is not None and conv.bias is not None:
+            layer.bias.requires_grad_(conv.bias.requires_grad)
+        for learned in (layer.positions, layer.sigma):
+            if learned is not None:
+                learned.requires_grad_(layer.holder() in trainable)
+    frozen = sum(not conv.weight.requires_grad for conv in new)
+    if frozen and warn:
+        _logger.warning(
+            "%d of %d DCLS layers are random and frozen, as their convolutions were", frozen, len(new)
+        )
+
+
+def _warn_of_overruns(model: nn.Module) -> None:
+    if names := overrunning(model):
+        _logger.warning(
+            "training %s (a strided 1x1 convolution of few channels) in channels_last on a CPU makes oneDNN "
+            "write outside of its memory: call dcls_models.slice_strided(model), which changes no output",
+            ", ".join(names),
+        )
 
 
 def _selected(name: str, conv: _ConvNd, convs: Select) -> bool:
@@ -162,7 +237,7 @@ def _padding(name: str, conv: _ConvNd, size: tuple[int, ...]) -> str | tuple[int
     return padding
 
 
-def _swap(model: nn.Module, new: dict[_ConvNd, DclsNd]) -> nn.Module:
+def _swap(model: nn.Module, new: Mapping[Any, DclsNd]) -> nn.Module:
     for parent in list(model.modules()):
         if parent is not model and parent not in new and any(m in new for m in parent.modules()):
             _leave_apart(parent)

@@ -13,7 +13,9 @@ PADDED_FROM = 11  # width of depthwise kernels from which onnxruntime gains; 9 i
 OPSET = 18  # the first in which Pad takes the axes that it pads
 
 
-def write_onnx(model: nn.Module, path: Path, images: torch.Tensor, dynamic_size: bool = False) -> None:
+def write_onnx(
+    model: nn.Module, path: Path, images: torch.Tensor, dynamic_size: bool = False, trims: bool = True
+) -> None:
     """Writes a model, deployed, to one ONNX file with the input ``images`` and the output ``logits``.
 
     Args:
@@ -21,13 +23,14 @@ def write_onnx(model: nn.Module, path: Path, images: torch.Tensor, dynamic_size:
         path: File to write.
         images: An example ``(N, C, H, W)`` with N of 2 or more; any batch size will do later.
         dynamic_size: Whether any height and width will do as well.
+        trims: Whether empty borders of kernels are cut off.
 
     Raises:
         ValueError: If torch cannot export the model.
     """
     import onnx
 
-    plain = trim(fused(model)).to(memory_format=torch.contiguous_format)
+    plain = (trim(fused(model)) if trims else fused(model)).to(memory_format=torch.contiguous_format)
     sides = (0, 2, 3) if dynamic_size else (0,)
     try:
         torch.onnx.export(

@@ -15,6 +15,7 @@ from timm.layers import Conv2dSame
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from .files import one_line
 from .layers import Dcls2dSame, DclsNd, dense_kernel
 from .layers.in_range import Holder, inside
 
@@ -118,6 +119,18 @@ def _counterpart(name: str, layer: DclsNd, source: nn.Module) -> _ConvNd:
         raise ValueError(f"the source has no dense convolution {name!r}, it has {type(conv).__name__}")
     check_counterpart(name, layer, conv)
     return conv
+
+
+def check_example(model: nn.Module, image: torch.Tensor | None) -> None:
+    """Raises ValueError if a model cannot take the images on which a warm start measures its effect."""
+    image = _example(model) if image is None else image
+    try:
+        _logits(model, image)
+    except (RuntimeError, TypeError, AssertionError) as error:
+        shape = None if image is None else tuple(image.shape)
+        raise ValueError(
+            f"{type(model).__name__} does not take example_input {shape}: {one_line(error)}"
+        ) from error
 
 
 def check_counterpart(name: str, layer: DclsNd, conv: _ConvNd) -> None:

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import torch
 
 from dcls_models.files import locked
-from eval import predict, processes, report
+from eval import delays, predict, processes, report
 from eval.audio import tagging
 from eval.classification import accuracy, robustness
 from eval.interpretability import erf, gradcam, kernels
 from eval.speed import layers, throughput
 
-COMMANDS = (accuracy, tagging, robustness, gradcam, erf, kernels, predict, throughput, layers, report)
+COMMANDS = (accuracy, tagging, robustness, gradcam, erf, kernels, predict, throughput, layers, delays, report)
 WRITTEN = ("output", "predictions", "per_class", "results_csv", "picture")  # options that name files to write
 
 

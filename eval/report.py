@@ -16,7 +16,7 @@ from markdown import markdown
 from dcls_models.files import replaced
 from dcls_models.markdown import code, plain
 from dcls_models.provenance import read_result
-from eval import training_sections
+from eval import delays, training_sections
 from eval.audio import tagging
 from eval.classification import accuracy, robustness
 from eval.interpretability import erf, gradcam, kernels
@@ -45,6 +45,7 @@ SECTIONS = {
     "kernels": kernels.SECTION,
     "throughput": throughput.SECTION,
     "layers": layers.SECTION,
+    "delays": delays.SECTION,
     **training_sections.SECTIONS,
 }
 PUBLISHED_NAMES = {

@@ -498,3 +498,54 @@ class TestErrors:
         assert isinstance(model[1], Dcls2d)
         normed = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3, groups=4)))
         self.refused(normed, "hooks or parametrizations")
+
+    def test_convolutions_that_share_a_weight(self) -> None:
+        model = nn.Sequential(*(nn.Conv2d(4, 4, 3, padding=1, groups=4) for _ in range(3)))
+        model[2].weight = model[0].weight
+        self.refused(model, r"0\.weight and 2\.weight are one parameter, which DCLS layers would untie")
+        self.refused(model, r"0\.weight and 2\.weight are one parameter", "2")
+        dclsify(model, "1")
+        assert model[0].weight is model[2].weight and isinstance(model[1], Dcls2d)
+
+    @pytest.mark.parametrize("share", [True, False])
+    def test_dense_start_with_an_even_kernel(self, share: bool) -> None:
+        model = timm.create_model("inception_next_atto")
+        stages = model.stages if share else ()
+        even = {"share": stages, "dilated_kernel_size": 16, "init": "dense"}
+        words = r"stages.0.blocks.0.\S*: an even kernel in place of an odd one, .* model does not run"
+        self.refused(model, words, "*.dwconv_hw", **even)
+
+    def test_dense_start_with_an_example_that_does_not_fit(self) -> None:
+        image = torch.randn(1, 5, 64, 64)
+        words = r"Sequential does not take example_input \(1, 5, 64, 64\): "
+        self.refused(network(2), words, dilated_kernel_size=9, init="dense", example_input=image)
+
+
+class TestWhatIsFrozen:
+    def frozen_in_part(self) -> nn.Sequential:
+        """Three stages of two convolutions: frozen, the first of two frozen, not frozen."""
+        stages = [nn.Sequential(*(nn.Conv2d(4, 4, 3, padding=1, groups=4) for _ in "ab")) for _ in range(3)]
+        stages[0].requires_grad_(False)
+        stages[1][0].requires_grad_(False)
+        stages[2][0].bias.requires_grad_(False)
+        return nn.Sequential(*stages)
+
+    @pytest.mark.parametrize("version", ["v1", "gauss"])
+    @pytest.mark.parametrize("share", [True, False])
+    def test_stays_frozen(self, share: bool, version: str) -> None:
+        model = self.frozen_in_part()
+        expected = {name for name, p in model.named_parameters() if not p.requires_grad}
+        dclsify(model, share=model if share else (), kernel_count=9, dilated_kernel_size=5, version=version)
+        frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+        learned = ("positions", "sigma") if version == "gauss" else ("positions",)
+        holders = ["0"] if share else ["0.0", "0.1", "1.0"]
+        assert frozen == expected | {f"{holder}.{key}" for holder in holders for key in learned}
+
+    def test_a_dense_start_fits_frozen_convolutions(self, caplog: pytest.LogCaptureFixture) -> None:
+        plain, image = self.frozen_in_part(), torch.randn(1, 4, 9, 9)
+        exact = {"kernel_count": 9, "dilated_kernel_size": 5, "version": "v1", "jitter": 0.0}
+        model = dclsify(copy.deepcopy(plain), init="dense", example_input=image, **exact)
+        torch.testing.assert_close(model(image), plain(image), atol=1e-5, rtol=0)
+        assert "frozen" not in caplog.text
+        dclsify(plain, kernel_count=9, dilated_kernel_size=5)
+        assert "3 of 6 DCLS layers are random and frozen, as their convolutions were" in caplog.text

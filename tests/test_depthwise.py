@@ -9,6 +9,7 @@ from dcls_models.layers import Dcls2d, Dcls2dSame, dcls
 from dcls_models.layers.depthwise import cpu, depthwise_conv2d
 from dcls_models.layers.depthwise import operators as module
 
+operator = module.convolution
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 SHAPES = {  # C, H, W, kernel, padding
     "small": (3, 9, 11, (7, 9), (3, 4)),
@@ -40,7 +41,7 @@ def reference(x, w, b, padding):
 
 def convolve(x, w, b, padding):
     """What depthwise_conv2d does with the tensors that it takes on, in any precision."""
-    return module._Convolution.apply(x, w, b, padding)
+    return module.convolution(x, w, padding, b)
 
 
 def is_ours(x, w, padding=(0, 0)):
@@ -83,8 +84,8 @@ def test_gradients_of_gradients(size):
     w = torch.randn(2, 1, size, size, dtype=torch.float64, requires_grad=True)
     padding = (size // 2, size // 2)
     b = torch.randn(2, dtype=torch.float64, requires_grad=True)
-    assert gradcheck(lambda *t: module._Convolution.apply(*t, padding), (x, w, b), fast_mode=True)
-    assert gradgradcheck(lambda *t: module._Convolution.apply(*t, padding), (x, w, b), fast_mode=True)
+    assert gradcheck(lambda x, w, b: convolve(x, w, b, padding), (x, w, b), fast_mode=True)
+    assert gradgradcheck(lambda x, w, b: convolve(x, w, b, padding), (x, w, b), fast_mode=True)
 
 
 @pytest.mark.parametrize("needs", [(False, False), (False, True), (True, False), (True, True)], ids=str)
@@ -166,8 +167,7 @@ def test_a_layer_trains_as_with_the_plain_convolution(layout, monkeypatch):
         return [p.grad.clone() for p in layer.parameters()]
 
     calls = []
-    convolve = module._Convolution.apply
-    monkeypatch.setattr(module._Convolution, "apply", lambda *a: calls.append(1) or convolve(*a))
+    monkeypatch.setattr(module, "convolution", lambda *a: calls.append(1) or operator(*a))
     ours = gradients()
     assert calls
     monkeypatch.setattr(module, "_admitted", lambda *_: None)
@@ -186,7 +186,7 @@ def test_a_layer_trains_as_with_the_plain_convolution(layout, monkeypatch):
     ids=str,
 )
 def test_layers_that_are_not_plain_are_left_alone(words, monkeypatch):
-    monkeypatch.setattr(module._Convolution, "apply", None)
+    monkeypatch.setattr(module, "convolution", None)
     args = {"padding": 8, "groups": 4, "dilated_kernel_size": 17, **words}
     layer = Dcls2d(4, 4, 5, **args)
     layer(torch.randn(1, 4, 33, 33)).sum().backward()
@@ -297,8 +297,7 @@ def test_on_a_gpu_where_it_is_asked_for(layout, autocast, monkeypatch):
     layer = Dcls2d(6, 6, 10, padding=8, dilated_kernel_size=17, groups=6, version="v1").cuda()
     x = torch.randn(2, 6, 28, 28).cuda().contiguous(memory_format=layout)
     calls = []
-    convolve = module._Convolution.apply
-    monkeypatch.setattr(module._Convolution, "apply", lambda *a: calls.append(a[0].dtype) or convolve(*a))
+    monkeypatch.setattr(module, "convolution", lambda *a: calls.append(a[0].dtype) or operator(*a))
 
     def gradients(wish):
         monkeypatch.setenv("DCLS_TRITON", wish)

@@ -26,11 +26,13 @@ HEAVY = {"pytorch_lightning", "lightning", "jsonargparse", "matplotlib", "sklear
 # What each part of the library may import of the library. Files that are not named may import all of it.
 MAY_IMPORT = {
     "dcls_models.layers": {"dcls_models.layers"},
-    "dcls_models.warm_start": {"dcls_models.layers"},
-    "dcls_models.dclsify": {"dcls_models.layers", "dcls_models.warm_start"},
+    "dcls_models.strided": set(),
+    "dcls_models.warm_start": {"dcls_models.layers", "dcls_models.files"},
+    "dcls_models.dclsify": {"dcls_models.layers", "dcls_models.strided", "dcls_models.warm_start"},
     "dcls_models.deploy": {"dcls_models.layers"},
     "dcls_models.onnx": {"dcls_models.layers", "dcls_models.deploy"},
     "dcls_models.files": set(),
+    "dcls_models.spiking": {"dcls_models.layers", "dcls_models.files"},
     "dcls_models.folders": {"dcls_models.files"},
     "dcls_models.loading": {
         "dcls_models.checkpoint",
@@ -41,6 +43,13 @@ MAY_IMPORT = {
     "dcls_models.provenance": set(),
     "dcls_models.images": set(),
     "dcls_models.sounds": {"dcls_models.sounds", "dcls_models.files", "dcls_models.folders"},
+    "dcls_models.spikes": {
+        "dcls_models.spikes",
+        "dcls_models.files",
+        "dcls_models.folders",
+        "dcls_models.sounds",
+        "dcls_models.spectrogram",
+    },
     "dcls_models.markdown": set(),
     "dcls_models.spectrogram": set(),
     "dcls_models._timm": set(),
@@ -50,18 +59,20 @@ MAY_IMPORT = {
         "dcls_models.dclsify",
         "dcls_models.checkpoint",
         "dcls_models.spectrogram",
+        "dcls_models.strided",
         "dcls_models._timm",
         "dcls_models.models",
     },
 }
 
-BROUGHT = {"filelock", "numpy", "PIL"}  # by torch and by timm's torchvision
+BROUGHT = {"filelock", "numpy", "PIL", "safetensors"}  # by torch, timm and its torchvision
 OPTIONAL = {"dcls_models.layers.depthwise.triton_kernels": {"triton"}}  # imported only where it is installed
 WHEN_CALLED = {
     "dcls_models.onnx": {"onnx"},  # imported in functions only, with an error that says what to install
     "dcls_models.sounds.reading": {"soundfile", "scipy"},
     "dcls_models.sounds.audioset": {"h5py"},
     "dcls_models.sounds.hub": {"datasets"},
+    "dcls_models.spikes.hdf5": {"h5py"},
 }
 
 
@@ -123,6 +134,7 @@ class TestImports:
             "dcls_models.layers",
             "dcls_models.layers.dcls",
             "dcls_models.layers.positions",
+            "dcls_models.strided",
             "dcls_models.warm_start",
         }
         graphlib.TopologicalSorter(graph).prepare()

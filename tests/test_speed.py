@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from dcls_models.layers import Dcls2d
+from dcls_models.layers import Dcls2d, linear
 from eval import cli as command_line
 from eval.section import markdown_table
-from eval.speed import layer_times, peers, throughput, timing
+from eval.speed import engines, layer_times, peers, throughput, timing
 
 
 @pytest.fixture(autouse=True)
@@ -102,19 +102,48 @@ class TestThroughput:
         assert min(Image.open(picture).size) > 100
 
     def test_each_mode_is_what_it_says(self):
-        built = {mode: throughput.build("test_convnext_dcls", mode) for mode in throughput.MODES}
+        settings = throughput.Settings(batch_size=1)
+        built = {mode: throughput.build("test_convnext_dcls", mode) for mode in ("train", "inference")}
+        built["deployed"], _ = throughput.deployed("test_convnext_dcls", settings)
         assert [mode for mode, model in built.items() if model.training] == ["train"]
 
         def dcls(mode):
             return [m for m in built[mode].modules() if isinstance(m, Dcls2d)]
 
         assert dcls("train") and dcls("inference") and not dcls("deployed")
-        trimmed = throughput.build("trimmed:test_convnext_dcls", "deployed")
+        trimmed, _ = throughput.deployed("trimmed:test_convnext_dcls", settings)
         sizes = [m.stages[0].blocks[0].conv_dw.kernel_size for m in (trimmed, built["deployed"])]
-        assert sizes[0] < sizes[1]
+        assert sizes[0] < sizes[1] or not trimmed.deployment["trimmed"]
+        assert sizes[1] == (17, 17)
         theirs = throughput.build("authors:test_convnext_dcls", "train")
         layer = theirs.stages[0].blocks[0].conv_dw
         assert type(layer).__module__ == "DCLS.construct.modules" and layer.training
+
+    def test_fast_linear_layers(self, monkeypatch):
+        monkeypatch.setattr(linear, "onednn_is_faster", lambda: True)
+        model = throughput.build("fast:test_convnext_dcls", "train")
+        assert model.training and any(isinstance(m, linear.FastLinear) for m in model.modules())
+        with pytest.raises(ValueError, match="has fast linear layers anyway: leave out fast:"):
+            throughput.build("fast:test_convnext_dcls", "deployed")
+
+    @pytest.mark.filterwarnings("ignore")
+    def test_engines_side_by_side(self, tmp_path):
+        engines, output = ["torch", "onnxruntime", "openvino"], tmp_path / "speed.json"
+        options = ["--modes", "deployed", "--engine", *engines, "--batch-size", 1, "--img-size", 64]
+        run("throughput", "--models", "test_convnext_dcls", *options, "--rounds", 3, "--output", output)
+        assert [row["engine"] for row in json.loads(output.read_text())["rows"]] == engines
+        with pytest.raises(ValueError, match="--engine is of deployed models: give --modes deployed"):
+            run("throughput", "--models", "test_convnext", "--modes", "train", "--engine", "openvino")
+        with pytest.raises(ValueError, match="onnxruntime runs on the cpu, in float32"):
+            run("throughput", "--models", "test_convnext", *options, "--dtype", "float16")
+
+    @pytest.mark.filterwarnings("ignore")
+    @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+    def test_engines_give_the_outputs(self, engine):
+        model = torch.nn.Conv2d(3, 3, 17, padding=8, groups=3).eval()
+        images = torch.randn(1, 3, 20, 24)
+        output = engines.run_by(engine, model, images, torch.float32, trims=True)()
+        torch.testing.assert_close(torch.as_tensor(output), model(images).detach(), rtol=1e-4, atol=1e-5)
 
     def test_only_deployed_models_are_trimmed(self):
         with pytest.raises(ValueError, match=r"trimmed:.* give --modes deployed"):

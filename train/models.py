@@ -12,7 +12,7 @@ from torch import nn
 
 import dcls_models
 from dcls_models.loading import config_of, load_model
-from dcls_models.onednn import overruns as channels_last_overruns
+from dcls_models.strided import slice_strided
 
 _logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def build_model(
     if warm_start:
         dense = load_model(warm_start, num_classes=num_classes)
         dcls_models.warm_start(model, dense)
-    return model
+    return slice_strided(model)
 
 
 def freeze_all_but_head(model: nn.Module) -> None:
@@ -96,8 +96,7 @@ def has_weights(name: str, model_kwargs: dict[str, Any]) -> bool:
     return bool(cfg and cfg.has_weights)
 
 
-def to_memory_layout(images: torch.Tensor, model: nn.Module, channels_last: bool) -> torch.Tensor:
-    """The images ``(N, C, H, W)`` in the memory layout that was asked for, unless that is not safe here."""
-    if not channels_last or (images.device.type == "cpu" and channels_last_overruns(model)):
-        return images.contiguous()
-    return images.contiguous(memory_format=torch.channels_last)
+def to_memory_layout(images: torch.Tensor, channels_last: bool) -> torch.Tensor:
+    """The images ``(N, C, H, W)`` in the memory layout that was asked for."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return images.contiguous(memory_format=layout)

@@ -10,6 +10,7 @@ from timm.utils.agc import adaptive_clip_grad
 from torch.nn import functional as F
 
 from dcls_models import CheckpointError
+from dcls_models.layers.linear import use_fast_linear
 from dcls_models.optim import holders, repulsion
 from train.metrics import IGNORED, classification_metrics
 from train.models import build_checked, build_model, freeze_all_but_head, to_memory_layout
@@ -73,6 +74,8 @@ class Classifier(Task):
         channels_last: Memory layout of images; by far the faster one for large depthwise kernels on a CPU
             (and not taken there where it is not safe: FastViT).
         grad_checkpointing: Whether activations are computed again in the backward pass, to save memory.
+        fast_linear: Whether linear layers are computed by oneDNN on a CPU where that is the faster way, as on
+            AMD processors; the outputs are the same up to rounding.
         compile: Backend of ``torch.compile`` (``inductor``) for the model; not compiled by default.
 
     Raises:
@@ -117,6 +120,7 @@ class Classifier(Task):
         ema_warmup: bool = True,
         channels_last: bool = True,
         grad_checkpointing: bool = False,
+        fast_linear: bool = False,
         compile: str | None = None,
     ) -> None:
         super().__init__()
@@ -129,6 +133,8 @@ class Classifier(Task):
             freeze_all_but_head(self.model)
         if grad_checkpointing:
             self.model.set_grad_checkpointing(True)
+        if fast_linear:
+            use_fast_linear(self.model)
         self.mixup = None
         if mixup or cutmix:
             mix = {"label_smoothing": label_smoothing, "num_classes": num_classes, **(mixup_kwargs or {})}
@@ -282,7 +288,7 @@ class Classifier(Task):
         return list(self.evaluated().values())[-1](self._to_memory_layout(batch[0])).float().softmax(1)
 
     def _to_memory_layout(self, images: torch.Tensor) -> torch.Tensor:
-        return to_memory_layout(images, self.model, self.hparams["channels_last"])
+        return to_memory_layout(images, self.hparams["channels_last"])
 
     def _log_metrics(self, stage: str) -> None:
         for suffix, metrics in self.metrics.items():

@@ -10,7 +10,7 @@ from dcls_models.loading import Run, read_run
 
 _logger = logging.getLogger(__name__)
 LAST = "last.ckpt"
-PICTURES = ("curves.png", "confusion.png", "predictions_val.png", "positions.png")
+PICTURES = ("curves.png", "confusion.png", "predictions_val.png", "positions.png", "delays.png", "raster.png")
 EXPORTED = ("model.safetensors", "config.json", "training.json", "README.md", ".eval_results", "results.json")
 LOGGED = ("logs", "tensorboard", "summary.csv", "predictions.csv")
 LEFT = (*LOGGED, *PICTURES, *EXPORTED, "checkpoints")  # by a run

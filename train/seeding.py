@@ -26,4 +26,7 @@ def seed_from(*numbers: int) -> None:
     seed = mixed(*numbers)
     random.seed(seed)
     np.random.seed(seed)
-    torch.manual_seed(seed)
+    if torch.cuda.is_initialized() or torch.backends.mps.is_available():
+        torch.manual_seed(seed)
+    else:  # the same on the CPU; for a GPU that is not in use, torch would note every call with its traceback
+        torch.default_generator.manual_seed(seed)

@@ -23,8 +23,14 @@ class ConvNeXtDcls(PositionsInTimm, ConvNeXt):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        spacings: dict[str, Any] = {"dilated_kernel_size": dilated_kernel_size, "version": version}
-        dclsify(self, "stages.*.conv_dw", share=self.stages, kernel_count=kernel_count, **spacings)
+        dclsify(
+            self,
+            "stages.*.conv_dw",
+            share=self.stages,
+            kernel_count=kernel_count,
+            dilated_kernel_size=dilated_kernel_size,
+            version=version,
+        )
 
 
 class ConvNeXtDclsAudio(ConvNeXtDcls):

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..dclsify import dclsify
 from ..spectrogram import LogMel
+from ..strided import slice_strided
 from ._build import AUDIO_CFG, PositionsInTimm, authors, build, spectrogram_stem
 
 ATTENTION_LAST: dict[str, Any] = {
@@ -33,9 +34,15 @@ class FastVitDcls(PositionsInTimm, FastVit):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        convs = ("stages.*.mlp.conv.conv", "stages.*.pos_emb.pos_enc")
-        spacings: dict[str, Any] = {"dilated_kernel_size": dilated_kernel_size, "version": version}
-        dclsify(self, convs, share=self.stages, kernel_count=kernel_count, **spacings)
+        slice_strided(self)
+        dclsify(
+            self,
+            ("stages.*.mlp.conv.conv", "stages.*.pos_emb.pos_enc"),
+            share=self.stages,
+            kernel_count=kernel_count,
+            dilated_kernel_size=dilated_kernel_size,
+            version=version,
+        )
 
 
 class FastVitDclsAudio(FastVitDcls):

@@ -43,13 +43,13 @@ class MetaFormerDcls(PositionsInTimm, _MetaFormerGroups):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        spacings: dict[str, Any] = {"dilated_kernel_size": dilated_kernel_size, "version": version}
         dclsify(
             self,
             "stages.*.token_mixer.dwconv",
             share=self.stages,
             kernel_count=kernel_count,
-            **spacings,
+            dilated_kernel_size=dilated_kernel_size,
+            version=version,
         )
 
 

@@ -25,9 +25,14 @@ class ResNetDcls(PositionsInTimm, ResNet):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        stages = (self.layer1, self.layer2, self.layer3, self.layer4)
-        spacings: dict[str, Any] = {"dilated_kernel_size": dilated_kernel_size, "version": version}
-        dclsify(self, "layer*.conv2", share=stages, kernel_count=kernel_count, **spacings)
+        dclsify(
+            self,
+            "layer*.conv2",
+            share=(self.layer1, self.layer2, self.layer3, self.layer4),
+            kernel_count=kernel_count,
+            dilated_kernel_size=dilated_kernel_size,
+            version=version,
+        )
 
 
 def _same_names(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Any]:

@@ -8,30 +8,33 @@ import matplotlib.pyplot as plt
 import timm
 import torch
 from matplotlib.figure import Figure
-from timm.utils.model import reparameterize_model
 from torch import nn
 
 import dcls_models
+from dcls_models.layers.linear import use_fast_linear
 from dcls_models.loading import config_of
-from dcls_models.onednn import overruns
+from dcls_models.strided import slice_strided
 from eval.options import at_least_1, timing_options
 from eval.results import write_result
 from eval.section import Section, markdown_table
+from eval.speed.engines import ENGINES, run_by
 from eval.speed.peers import with_authors_layers
 from eval.speed.timing import LAYOUTS, time_in_turns
 
 AUTHORS = "authors:"  # before a name of the zoo: its model with the layers of the authors' package
 TRIMMED = "trimmed:"  # before any name: deployed with the empty borders of kernels cut off
+FAST = "fast:"  # before any name: with the linear layers that ``model.fast_linear`` trains with
 MODES = {
     "train": "a training step: forward, backward, AdamW",
     "inference": "eval mode, without gradients",
-    "deployed": "inference after re-parameterization",
+    "deployed": "inference after dcls_models.deploy",
 }
 SECTION = Section(
     "Speed",
     "Models of one file were timed side by side; speeds are those of the first model of the file.",
     {
         "mode": ("mode", 0),
+        "engine": ("engine", 0),
         "layout": ("layout", 0),
         "ms/median": ("ms per step", 1),
         "images_per_second": ("images/s", 1),
@@ -64,27 +67,27 @@ def build(name: str, mode: str, pretrained: bool = False) -> nn.Module:
     """The model as it is used in one of ``MODES``.
 
     Args:
-        name: A timm name, ``local-dir:FOLDER`` or ``hf-hub:USER/NAME``; after ``TRIMMED`` or, one of the zoo,
-            ``AUTHORS`` as well.
-        mode: A key of ``MODES``.
+        name: A timm name, ``local-dir:FOLDER`` or ``hf-hub:USER/NAME``; after ``TRIMMED``, ``FAST`` or, one
+            of the zoo, ``AUTHORS`` as well.
+        mode: A key of ``MODES``; what is deployed is deployed later, with the batch that it will see.
         pretrained: Whether to load weights.
 
     Raises:
-        ValueError: If there is no such model, or one is to be trimmed in another mode than ``deployed``.
+        ValueError: If there is no such model, or the prefix is not for this mode.
     """
-    theirs, trimmed = name.startswith(AUTHORS), name.startswith(TRIMMED)
-    if trimmed and mode != "deployed":
+    prefix = next((p for p in (AUTHORS, TRIMMED, FAST) if name.startswith(p)), "")
+    if prefix == TRIMMED and mode != "deployed":
         raise ValueError(f"{name}: kernels are trimmed for deployment only: give --modes deployed")
-    prefix = AUTHORS if theirs else TRIMMED
+    if prefix == FAST and mode == "deployed":
+        raise ValueError(f"{name}: what is deployed has fast linear layers anyway: leave out {FAST}")
     bare = name.removeprefix(prefix)
     config_of(bare)
     model = timm.create_model(bare, pretrained=pretrained)
-    if theirs:
+    if prefix == AUTHORS:
         model = with_authors_layers(model)
-    model.train(mode == "train")
-    if mode == "deployed":
-        model = reparameterize_model(model)
-    return dcls_models.trim(model) if trimmed else model
+    if prefix == FAST:
+        use_fast_linear(model)
+    return (slice_strided(model) if mode == "train" else model).train(mode == "train")
 
 
 def _step(model: nn.Module, images: torch.Tensor, mode: str, dtype: torch.dtype) -> Callable[[], object]:
@@ -116,6 +119,7 @@ def throughput(
     modes: Sequence[str] = tuple(MODES),
     settings: Settings = Settings(),  # noqa: B008 (immutable)
     rounds: int = 15,
+    engines: Sequence[str] = ENGINES[:1],
 ) -> list[dict[str, Any]]:
     """Times models against the first one, each in the memory layout that is the faster one for it.
 
@@ -124,17 +128,19 @@ def throughput(
         modes: Keys of ``MODES``.
         settings: How to run them.
         rounds: Runs of each model in each mode.
+        engines: What runs the deployed models, of ``ENGINES``; in the other modes it is torch.
 
     Returns:
-        Per mode and model: ``model``, ``mode``, ``layout``, ``ms`` (median, quartiles, runs),
-        ``images_per_second`` and ``speed`` (times that of the baseline).
+        Per mode, engine and model: ``model``, ``mode``, ``engine``, ``layout``, ``ms`` (median, quartiles,
+        runs), ``images_per_second`` and ``speed`` (times that of the baseline).
     """
     rows = []
-    for mode in modes:
-        best = {name: _best_layout(name, mode, settings) for name in names}
+    for mode, engine in [(m, e) for m in modes for e in (engines if m == "deployed" else ENGINES[:1])]:
+        best = {name: _best_layout(name, mode, engine, settings) for name in names}
         timings = time_in_turns({name: step for name, (_, step) in best.items()}, settings.device, rounds)
         for name, ms in timings.items():
-            row = {"model": name, "mode": mode, "layout": best[name][0], "ms": ms._asdict()}
+            row = {"model": name, "mode": mode, "engine": engine, "layout": best[name][0]}
+            row["ms"] = ms._asdict()
             row["images_per_second"] = round(1e3 * settings.batch_size / ms.median, 2)
             row["speed"] = round(timings[names[0]].median / ms.median, 4)
             rows.append(row)
@@ -142,31 +148,61 @@ def throughput(
     return rows
 
 
-def _best_layout(name: str, mode: str, settings: Settings) -> tuple[str, Callable[[], object]]:
+def _best_layout(name: str, mode: str, engine: str, settings: Settings) -> tuple[str, Callable[[], object]]:
+    if mode == "deployed":
+        return _deployed_step(name, engine, settings)
     steps = {}
     for layout, memory_format in LAYOUTS.items():
         model = build(name, mode, settings.pretrained).to(settings.device, memory_format=memory_format)
-        if steps and mode == "train" and settings.device == "cpu" and overruns(model):
-            continue  # not safe in channels_last
-        side = settings.img_size or model.default_cfg["input_size"][-1]
-        images = torch.randn(settings.batch_size, 3, side, side, device=settings.device)
+        images = _images(model, settings).contiguous(memory_format=memory_format)
         if settings.compiled:
             model.compile()
-        steps[layout] = _step(model, images.contiguous(memory_format=memory_format), mode, settings.dtype)
+        steps[layout] = _step(model, images, mode, settings.dtype)
     timings = time_in_turns(steps, settings.device, rounds=3, seconds=0)
     best = min(timings, key=lambda layout: timings[layout].median)
     return best, steps[best]
 
 
+def deployed(name: str, settings: Settings) -> tuple[nn.Module, torch.Tensor]:
+    """A deployed model, and the images that it was measured with, in the layout that it has."""
+    model = build(name, "deployed", settings.pretrained).to(settings.device)
+    images = _images(model, settings)
+    model = dcls_models.deploy(model, images, trims=name.startswith(TRIMMED))
+    return model, images.contiguous(memory_format=LAYOUTS[_layout_of(model)])
+
+
+def _layout_of(model: Any) -> str:
+    return "channels_last" if model.deployment["channels_last"] else "contiguous"
+
+
+def _deployed_step(name: str, engine: str, settings: Settings) -> tuple[str, Callable[[], object]]:
+    if engine != "torch":
+        model = build(name, "deployed", settings.pretrained)
+        return "contiguous", run_by(
+            engine, model, _images(model, settings), settings.dtype, name.startswith(TRIMMED)
+        )
+    model, images = deployed(name, settings)
+    layout = _layout_of(model)
+    if settings.compiled:
+        model.compile()
+    return layout, _step(model, images, "deployed", settings.dtype)
+
+
+def _images(model: nn.Module, settings: Settings) -> torch.Tensor:
+    side = settings.img_size or model.default_cfg["input_size"][-1]
+    return torch.randn(settings.batch_size, 3, side, side, device=settings.device)
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as Markdown."""
-    header = ["model", "mode", "layout", "ms per step", "images/s", "speed"]
+    header = ["model", "mode", "engine", "layout", "ms per step", "images/s", "speed"]
     return markdown_table(
         header,
         [
             [
                 row["model"],
                 row["mode"],
+                row["engine"],
                 row["layout"],
                 f"{row['ms']['median']:.1f}",
                 f"{row['images_per_second']:.1f}",
@@ -178,13 +214,13 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def draw(rows: Sequence[dict[str, Any]]) -> Figure:
-    """One panel per mode, one bar per model: speed, 1 = the first model."""
-    modes = list(dict.fromkeys(row["mode"] for row in rows))
+    """One panel per mode and engine, one bar per model: speed, 1 = the first model."""
+    modes = list(dict.fromkeys(_title(row) for row in rows))
     figure, axes = plt.subplots(
         1, len(modes), figsize=(4 * len(modes) + 1, 1 + 0.3 * len(rows) / len(modes)), squeeze=False
     )
     for mode, axis in zip(modes, axes[0], strict=True):
-        shown = [row for row in rows if row["mode"] == mode][::-1]
+        shown = [row for row in rows if _title(row) == mode][::-1]
         names = [row["model"] for row in shown]
         ours = ["tab:blue" if "dcls" in n and not n.startswith(AUTHORS) else "tab:gray" for n in names]
         bars = axis.barh(names, [row["speed"] for row in shown], color=ours)
@@ -198,6 +234,10 @@ def draw(rows: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
+def _title(row: dict[str, Any]) -> str:
+    return row["mode"] + ("" if row["engine"] == "torch" else f" by {row['engine']}")
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Times models side by side."""
     torch.set_num_threads(arguments.threads or torch.get_num_threads())
@@ -209,7 +249,9 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.compile,
         arguments.pretrained,
     )
-    rows = throughput(arguments.models, arguments.modes, settings, arguments.rounds)
+    if arguments.engine != ["torch"] and "deployed" not in arguments.modes:
+        raise ValueError("--engine is of deployed models: give --modes deployed")
+    rows = throughput(arguments.models, arguments.modes, settings, arguments.rounds, arguments.engine)
     print(table(rows))
     write_result(arguments, {"rows": rows}, lambda: draw(rows))
 
@@ -221,11 +263,15 @@ def add_commands(commands: Any) -> None:
     )
     models_help = f"timm names, folders, Hub ids; the first is the baseline; {AUTHORS}NAME for"
     models_help += (
-        f" a model of the zoo with the layers of the authors' package, {TRIMMED}NAME for trimmed kernels"
+        f" a model of the zoo with the layers of the authors' package, {TRIMMED}NAME for trimmed kernels, "
+        f"{FAST}NAME for fast linear layers"
     )
     command.add_argument("--models", nargs="+", required=True, metavar="MODEL", help=models_help)
     modes_help = "; ".join(f"{mode}: {text}" for mode, text in MODES.items())
     command.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES, help=modes_help)
+    command.add_argument(
+        "--engine", nargs="+", default=["torch"], choices=ENGINES, help="what runs the deployed models"
+    )
     command.add_argument("--batch-size", type=at_least_1, default=4)
     command.add_argument("--img-size", type=at_least_1, help="pixels; each model's own by default")
     command.add_argument("--compile", action="store_true", help="torch.compile the models")

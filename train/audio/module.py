@@ -158,4 +158,4 @@ class Tagger(Task):
             metric.reset()
 
     def _logits(self, model: nn.Module, spectrograms: torch.Tensor) -> torch.Tensor:
-        return model(to_memory_layout(spectrograms, self.model, self.hparams["channels_last"]))
+        return model(to_memory_layout(spectrograms, self.hparams["channels_last"]))

@@ -20,6 +20,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.transforms import v2
 
+from dcls_models.strided import slice_strided
 from train.dense.base import Dense, DenseCLI, DenseData, Samples
 from train.dense.scenes import Scenes
 from train.launch import launch
@@ -50,7 +51,8 @@ class Pyramid(nn.Module):
     ) -> None:
         super().__init__()
         self.channels_last = channels_last
-        self.body = timm.create_model(name, pretrained=pretrained, features_only=True, **model_kwargs)
+        body = timm.create_model(name, pretrained=pretrained, features_only=True, **model_kwargs)
+        self.body = slice_strided(body)
         widths = self.body.feature_info.channels()[-4:]
         self.fpn = ops.FeaturePyramidNetwork(
             widths, channels, extra_blocks=ops.feature_pyramid_network.LastLevelMaxPool()
@@ -59,7 +61,7 @@ class Pyramid(nn.Module):
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Levels ``"0"`` to ``"3"``, and ``"pool"`` at stride 64, of images ``(N, 3, H, W)``."""
-        features = self.body(to_memory_layout(images, self.body, self.channels_last))[-4:]
+        features = self.body(to_memory_layout(images, self.channels_last))[-4:]
         return self.fpn(OrderedDict((str(i), f) for i, f in enumerate(features)))
 
 

@@ -15,6 +15,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from dcls_models.images import read_image
+from dcls_models.strided import slice_strided
 from train.dense.base import Dense, DenseCLI, DenseData, Samples
 from train.dense.scenes import Scenes
 from train.launch import launch
@@ -60,6 +61,7 @@ class Segmenter(Dense):
             classes=num_classes,
             **model_kwargs,
         )
+        slice_strided(self.model)
         cfg = self.model.encoder.model.pretrained_cfg
         self.normalize = v2.Normalize(cfg["mean"], cfg["std"])
         self.iou = MulticlassJaccardIndex(num_classes, ignore_index=IGNORED)
@@ -73,7 +75,7 @@ class Segmenter(Dense):
         """Logits ``(N, num_classes, H, W)`` of images ``(N, 3, H, W)`` in [0, 1], of any size."""
         height, width = images.shape[-2:]
         padded = F.pad(self.normalize(images), (0, -width % 32, 0, -height % 32))
-        padded = to_memory_layout(padded, self.model, self.hparams["channels_last"])
+        padded = to_memory_layout(padded, self.hparams["channels_last"])
         return self.model(padded)[..., :height, :width]
 
     def training_step(self, batch: Samples, batch_idx: int) -> torch.Tensor:

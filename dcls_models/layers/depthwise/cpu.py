@@ -13,6 +13,9 @@ from functools import reduce
 import torch
 from torch.nn import functional as F
 
+from ..interpolation import without_autocast
+from .layout import layout_of
+
 # Measured with torch 2.15 (oneDNN 3) on x86-64, images of 7 to 56 pixels, K of 3 to 31; AVX2 by switching
 # AVX-512 off. `python -m eval layers` measures them again.
 _CAPABILITY = torch.backends.cpu.get_cpu_capability() if torch.backends.mkldnn.is_available() else ""
@@ -47,8 +50,11 @@ def _pays(input: torch.Tensor, weight: torch.Tensor, padding: Sequence[int]) -> 
     graph, best = torch.is_grad_enabled(), _best_layout(weight.shape[2:], padding)
     if best is None:
         return graph and weight.requires_grad
-    trained = graph and (weight.requires_grad or input.requires_grad)
-    return trained or not input.is_contiguous(memory_format=best)
+    if graph and (weight.requires_grad or input.requires_grad):
+        return True
+    if torch.compiler.is_compiling():
+        return best == torch.contiguous_format  # the compiler takes channels_last where it may choose
+    return not input.is_contiguous(memory_format=best)
 
 
 def _best_layout(size: Sequence[int], padding: Sequence[int]) -> torch.memory_format | None:
@@ -62,12 +68,11 @@ def convolution(
     input: torch.Tensor, weight: torch.Tensor, padding: Sequence[int], bias: torch.Tensor | None = None
 ) -> torch.Tensor:
     """``F.conv2d`` in the fast layout; the output has that of the input."""
-    layout = _best_layout(weight.shape[2:], padding)
-    if layout is None or input.is_contiguous(memory_format=layout):
-        return F.conv2d(input, weight, bias, padding=padding, groups=len(weight))
-    back = torch.contiguous_format if layout == torch.channels_last else torch.channels_last
-    input = input.contiguous(memory_format=layout)
-    return F.conv2d(input, weight, bias, padding=padding, groups=len(weight)).contiguous(memory_format=back)
+    fast = _best_layout(weight.shape[2:], padding)
+    image = input if fast is None else input.contiguous(memory_format=fast)
+    with without_autocast("cpu"):  # a backward pass may be in one
+        output = F.conv2d(image, weight, bias, padding=padding, groups=len(weight))
+    return output.contiguous(memory_format=layout_of(input))
 
 
 def correlation(
@@ -83,6 +88,7 @@ def correlation(
         else:
             x = x.contiguous().view(1, count, *x.shape[2:])
         kernels = g.reshape(count, 1, *g.shape[2:])
-        lags = F.conv2d(x, kernels, padding=padding, groups=count).view(-1, input.shape[1], *size)
+        with without_autocast("cpu"):
+            lags = F.conv2d(x, kernels, padding=padding, groups=count).view(-1, input.shape[1], *size)
         parts.append(torch.sum(lags, 0, out=torch.empty_like(lags[0])))  # ten times slower in another layout
     return reduce(torch.add, parts).contiguous().unsqueeze(1)

@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .layout import layout_of
+
 KERNELS = range(13, 32)  # sides that the kernels are meant for and tested with
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 CAPABILITY = (8, 0)  # the first one whose matrix units take bfloat16
@@ -125,7 +127,7 @@ def convolution(
             block_m=block_m,
             num_warps=8,
         )
-    output = output.contiguous(memory_format=_layout(input))
+    output = output.contiguous(memory_format=layout_of(input))
     return output if bias is None else output + bias[:, None, None]
 
 
@@ -297,8 +299,3 @@ def _aligned(image: torch.Tensor, left: int, width: int) -> torch.Tensor:
     copy[..., right:] = 0
     copy[..., left:right] = image
     return copy
-
-
-def _layout(image: torch.Tensor) -> torch.memory_format:
-    channels_last = image.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if channels_last and not image.is_contiguous() else torch.contiguous_format

@@ -1,9 +1,12 @@
-"""Depthwise convolution with large kernels, with gradients, on the device that its input is on.
+"""Depthwise convolution with large kernels as an operator of torch, with one kernel per device.
 
-The gradients of a depthwise convolution are depthwise convolutions, too: of the output's gradient with the
-flipped kernel, and of the input with the output's gradient. Each device in ``DEVICES`` says what it takes on,
-and computes ``convolution`` and ``correlation`` without autograd; everything else is left to
-``torch.nn.functional.conv2d``.
+``dcls::depthwise_conv2d`` and its weight gradient ``dcls::depthwise_conv2d_weight`` are differentiable any
+number of times: the gradients of a depthwise convolution are depthwise convolutions, too, of the output's
+gradient with the flipped kernel, and of the input with the output's gradient. Each module in ``DEVICES`` has
+their kernels, and says which convolutions it computes faster than ATen.
+
+Everything else is left to ``torch.nn.functional.conv2d``, and so is what leaves the machine (export, ONNX,
+``torch.jit.trace``, ``make_fx``) and what transforms functions (``torch.func``, forward-mode derivatives).
 
 Shape letters: N batch, C channels, H x W image, K kernel.
 """
@@ -13,15 +16,18 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedtensor
+from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedtensor, peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
-from ..interpolation import without_autocast
 from . import cpu, gpu
+from .layout import layout_of
 
 DEVICES: dict[str, ModuleType] = {"cpu": cpu, "cuda": gpu}
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: True)  # torch 2.6 cannot tell
+
+Gradients = tuple[torch.Tensor | None, ...]
 
 
 def depthwise_conv2d(
@@ -44,7 +50,8 @@ def depthwise_conv2d(
     tensors = _admitted(input, weight, bias, padding)
     if tensors is None:
         return F.conv2d(input, weight, bias, padding=padding, groups=weight.shape[0])
-    output = _Convolution.apply(*tensors, tuple(padding))
+    input, weight, bias = tensors
+    output = convolution(input, weight, padding, bias)
     kind = input.device.type
     return output.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else output
 
@@ -54,9 +61,9 @@ def _admitted(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None] | None:
     """What the device convolves, cast as autocast wants it; None where ATen is to do it."""
     device = DEVICES.get(input.device.type)
-    if device is None or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if device is None or _is_recorded() or _is_transformed(input, weight, bias):
         return None
-    if input.ndim != 4 or not input.numel() or _is_transformed(input, weight, bias):
+    if input.ndim != 4 or not input.numel():
         return None
     if any(p >= k for p, k in zip(padding, weight.shape[2:], strict=True)):
         return None
@@ -67,84 +74,112 @@ def _admitted(
     return tensors
 
 
+def _is_recorded() -> bool:
+    """Whether a graph is being made that is to run without this package."""
+    if torch.compiler.is_compiling():
+        return bool(_is_exporting())
+    return torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0
+
+
 def _is_transformed(*tensors: torch.Tensor | None) -> bool:
     """Whether vmap or forward-mode derivatives are at work, which know ATen's functions only."""
     if forward_ad._current_level >= 0:
         return True
+    if torch.compiler.is_compiling():
+        return _is_in_transform()
     # the older vmap is that of ``is_grads_batched`` and ``torch.autograd.functional``
     return any(is_functorch_wrapped_tensor(t) or is_legacy_batchedtensor(t) for t in tensors if t is not None)
 
 
-class _Convolution(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, padding: tuple[int, int]
-    ) -> torch.Tensor:
-        with without_autocast(input.device.type):  # a backward pass may be in one
-            output: torch.Tensor = DEVICES[input.device.type].convolution(input, weight, padding, bias)
-            return output
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        input, weight, _, ctx.padding = inputs
-        ctx.save_for_backward(input, weight)
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        input, weight = ctx.saved_tensors
-        of_input, of_weight, of_bias, _ = ctx.needs_input_grad
-        return (
-            _input_gradient(grad, weight, ctx.padding) if of_input else None,
-            _weight_gradient(input, grad, ctx.padding) if of_weight else None,
-            grad.sum((0, 2, 3)) if of_bias else None,
-            None,
-        )
+@torch.compiler.assume_constant_result  # asked while the compiler traces; it guards the transforms itself
+def _is_in_transform() -> bool:
+    return peek_interpreter_stack() is not None
 
 
-class _Correlation(torch.autograd.Function):
-    """The weight gradient as a function of input and output gradient, linear in both."""
-
-    @staticmethod
-    def forward(input: torch.Tensor, grad: torch.Tensor, padding: tuple[int, int]) -> torch.Tensor:
-        with without_autocast(input.device.type):
-            size = _kernel_size(input, grad, padding)
-            weight: torch.Tensor = DEVICES[input.device.type].correlation(input, grad, size, padding)
-            return weight
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        input, grad, ctx.padding = inputs
-        ctx.save_for_backward(input, grad)
-
-    @staticmethod
-    def backward(ctx: Any, weight: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        input, grad = ctx.saved_tensors
-        of_input, of_grad = ctx.needs_input_grad[:2]
-        return (
-            _input_gradient(grad, weight, ctx.padding) if of_input else None,
-            _output(input, weight, ctx.padding) if of_grad else None,
-            None,
-        )
+convolution = torch.library.custom_op(
+    "dcls::depthwise_conv2d",
+    cpu.convolution,
+    mutates_args=(),
+    device_types="cpu",
+    schema="(Tensor input, Tensor weight, SymInt[] padding, Tensor? bias) -> Tensor",
+)
+correlation = torch.library.custom_op(
+    "dcls::depthwise_conv2d_weight",
+    cpu.correlation,
+    mutates_args=(),
+    device_types="cpu",
+    schema="(Tensor input, Tensor grad, SymInt[] size, SymInt[] padding) -> Tensor",
+)
+convolution.register_kernel("cuda", gpu.convolution)
+correlation.register_kernel("cuda", gpu.correlation)
 
 
-def _input_gradient(grad: torch.Tensor, weight: torch.Tensor, padding: tuple[int, int]) -> torch.Tensor:
-    outer = tuple(k - 1 - p for k, p in zip(weight.shape[2:], padding, strict=True))
-    return _output(grad, weight.flip(-2, -1), outer)
+@convolution.register_fake
+def _(
+    input: torch.Tensor, weight: torch.Tensor, padding: Sequence[int], bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    sides = zip(input.shape[2:], weight.shape[2:], padding, strict=True)
+    shape = (*input.shape[:2], *(i + 2 * p - k + 1 for i, k, p in sides))
+    return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=layout_of(input))
 
 
-def _output(input: torch.Tensor, weight: torch.Tensor, padding: tuple[int, ...]) -> torch.Tensor:
+@correlation.register_fake
+def _(input: torch.Tensor, grad: torch.Tensor, size: Sequence[int], padding: Sequence[int]) -> torch.Tensor:
+    return input.new_empty(input.shape[1], 1, *size)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    input, weight, ctx.padding, _ = inputs
+    ctx.save_for_backward(input, weight)
+
+
+def _gradients(ctx: Any, grad: torch.Tensor) -> Gradients:
+    input, weight = ctx.saved_tensors
+    of_input, of_weight, _, of_bias = ctx.needs_input_grad
+    return (
+        _input_gradient(grad, weight, ctx.padding) if of_input else None,
+        _weight_gradient(input, grad, weight.shape[2:], ctx.padding) if of_weight else None,
+        None,
+        grad.sum((0, 2, 3)) if of_bias else None,
+    )
+
+
+def _save_correlation(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    input, grad, _, ctx.padding = inputs
+    ctx.save_for_backward(input, grad)
+
+
+def _correlation_gradients(ctx: Any, weight: torch.Tensor) -> Gradients:
+    """The weight gradient is linear in both the input and the output's gradient."""
+    input, grad = ctx.saved_tensors
+    of_input, of_grad = ctx.needs_input_grad[:2]
+    return (
+        _input_gradient(grad, weight, ctx.padding) if of_input else None,
+        _convolve(input, weight, ctx.padding) if of_grad else None,
+        None,
+        None,
+    )
+
+
+convolution.register_autograd(_gradients, setup_context=_save)
+correlation.register_autograd(_correlation_gradients, setup_context=_save_correlation)
+
+
+def _input_gradient(grad: torch.Tensor, weight: torch.Tensor, padding: Sequence[int]) -> torch.Tensor:
+    outer = [k - 1 - p for k, p in zip(weight.shape[2:], padding, strict=True)]
+    return _convolve(grad, weight.flip(-2, -1), outer)
+
+
+def _convolve(input: torch.Tensor, weight: torch.Tensor, padding: Sequence[int]) -> torch.Tensor:
     if _is_transformed(input, weight):
         return F.conv2d(input, weight, padding=padding, groups=len(weight))
-    return _Convolution.apply(input, weight, None, padding)
+    return convolution(input, weight, padding, None)
 
 
-def _weight_gradient(input: torch.Tensor, grad: torch.Tensor, padding: tuple[int, int]) -> torch.Tensor:
-    if not _is_transformed(input, grad):
-        return _Correlation.apply(input, grad, padding)
-    shape = (input.shape[1], 1, *_kernel_size(input, grad, padding))
-    return conv2d_weight(input, shape, grad, padding=padding, groups=shape[0])
-
-
-def _kernel_size(input: torch.Tensor, grad: torch.Tensor, padding: Sequence[int]) -> tuple[int, ...]:
-    sides = zip(input.shape[2:], grad.shape[2:], padding, strict=True)
-    return tuple(i + 2 * p - g + 1 for i, g, p in sides)
+def _weight_gradient(
+    input: torch.Tensor, grad: torch.Tensor, size: Sequence[int], padding: Sequence[int]
+) -> torch.Tensor:
+    if _is_transformed(input, grad):
+        channels = input.shape[1]
+        return conv2d_weight(input, (channels, 1, *size), grad, padding=padding, groups=channels)
+    return correlation(input, grad, size, padding)

@@ -1,0 +1,1 @@
+"""Training of spiking networks with learned delays (``dcls_models.spiking``)."""
