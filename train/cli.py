@@ -80,7 +80,7 @@ class TrainCLI(LightningCLI):
     """
 
     monitor: str
-    task: str  # in a results file
+    task = "validation"  # in a results file
     resumed: Run | None = None  # the checkpoint that a training goes on from
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
