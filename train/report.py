@@ -147,6 +147,8 @@ def next_steps(trainer: pl.Trainer, command: str = "python -m train", headline: 
     longer = 2 * max(1, trainer.current_epoch)
     scores = {k: v for k, v in trainer.callback_metrics.items() if k.startswith(f"val/{headline}")}
     said = in_words(scores, None) if scores else "nothing was validated (was there an epoch left?)"
+    if not (Path(root) / "checkpoints" / "last.ckpt").is_file():
+        return f"\n{said}; there is no checkpoint."
     return (
         f"\n{said}; curves, confusions and predictions are drawn in {root}.\n"
         "Next:\n"

@@ -53,9 +53,9 @@ def check_checkpoint(path: Path, name: str) -> Run:
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     run = read_run(path)
-    if run.model["name"] != name:
+    if run.model.get("name") != name:
         raise CheckpointError(
-            f"{path} is of a {run.model['name']}, not of a {name}; choose the same model.name"
+            f"{path} is of a {run.model.get('name')}, not of a {name}; choose the same model.name"
         )
     return run
 
