@@ -12,9 +12,10 @@ from eval import delays, predict, processes, report
 from eval.audio import tagging
 from eval.classification import accuracy, robustness
 from eval.interpretability import erf, gradcam, kernels
-from eval.speed import layers, throughput
+from eval.speed import layers, models, throughput
 
-COMMANDS = (accuracy, tagging, robustness, gradcam, erf, kernels, predict, throughput, layers, delays, report)
+CLASSIFIERS = (accuracy, tagging, robustness, gradcam, erf, kernels, predict)
+COMMANDS = (*CLASSIFIERS, throughput, layers, delays, models, report)
 WRITTEN = ("output", "predictions", "per_class", "results_csv", "picture")  # options that name files to write
 
 

@@ -1,4 +1,4 @@
-"""One thread, fixed seeds, no network, private caches; ``slow`` and ``gpu`` tests only on request."""
+"""One thread, fixed seeds, no network, private caches; slow, gpu and integrations tests only on request."""
 
 import os
 import socket
@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
     if config.getoption("-m"):
         return
-    opt_in = [i for i in items if i.get_closest_marker("slow") or i.get_closest_marker("gpu")]
+    opt_in = [i for i in items if any(map(i.get_closest_marker, ("slow", "gpu", "integrations")))]
     config.hook.pytest_deselected(items=opt_in)
     items[:] = [item for item in items if item not in opt_in]
 

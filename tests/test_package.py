@@ -2,7 +2,6 @@
 
 import ast
 import graphlib
-import itertools
 import json
 import os
 import re
@@ -346,89 +345,3 @@ class TestInstalled:
         assert "dcls_models" in used["imported"]
         assert not HEAVY & set(used["all"])
         assert not set(FOLDERS) & set(used["all"])
-
-
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "CONTRIBUTING.md"]
-BLOCK = re.compile(r"(?:<!-- not run: (?P<why>\S.*?) -->\n)?^```python\n(?P<code>.*?)^```$", re.M | re.S)
-
-
-def blocks(page: Path) -> list[tuple[int, str]]:
-    """Line and text of the Python blocks of a page that are to be run."""
-    text = page.read_text(encoding="utf-8")
-    found = [m for m in BLOCK.finditer(text) if not m["why"]]
-    return [(text.count("\n", 0, m.start("code")), m["code"]) for m in found]
-
-
-class TestDocumentation:
-    @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: p.name)
-    def test_python_blocks_run(self, page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """One after the other, as somebody would type them."""
-        monkeypatch.chdir(tmp_path)
-        names: dict[str, object] = {"__name__": "__main__"}
-        for line, code in blocks(page):
-            exec(compile("\n" * line + code, str(page), "exec"), names)
-
-    def test_the_readme_has_some(self) -> None:
-        assert len(blocks(ROOT / "README.md")) >= 2
-
-    @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-    def test_none_is_overlooked(self, page: Path) -> None:
-        """A fence that is indented or written otherwise would never be run."""
-        text = page.read_text(encoding="utf-8")
-        assert len(re.findall(r"```+\s*(?:py|python)", text)) == len(BLOCK.findall(text))
-        assert text.count("<!-- not run") == sum(bool(m["why"]) for m in BLOCK.finditer(text))
-
-
-SHELL_BLOCK = re.compile(r"^```bash\n(.*?)^```$", re.M | re.S)
-MAKE_TARGET = re.compile(r"make ([a-z]+)")
-
-
-def shell_blocks(*pages: str) -> list[list[str]]:
-    """The lines of each block of shell commands, with their comments."""
-    texts = [(ROOT / page).read_text(encoding="utf-8") for page in pages]
-    return [block.splitlines() for text in texts for block in SHELL_BLOCK.findall(text)]
-
-
-def written(*pages: str) -> set[str]:
-    """What pages tell somebody to type: commands, and those that a comment says a ``make`` target runs."""
-    commands = set()
-    for line in (line for block in shell_blocks(*pages) for line in block):
-        command, _, comment = line.partition("#")
-        commands.add(command.strip())
-        if MAKE_TARGET.match(command):
-            commands |= {part.strip() for part in re.split(r"&&|;", comment)}
-    return commands - {""}
-
-
-def recipe(target: str) -> list[str]:
-    """The commands of a target of the Makefile, as somebody would type them in an active environment."""
-    lines = (ROOT / "Makefile").read_text(encoding="utf-8").splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith(f"{target}:")) + 1
-    body = itertools.takewhile(lambda line: line.startswith("\t"), lines[start:])
-    commands = [line.strip() for line in body if not line.startswith("\t@echo")]
-    return [c.replace("$(BIN)/", "").replace("$(RUN)", "runs/demo") for c in commands]
-
-
-class TestCommands:
-    def test_the_readme_installs_as_the_model_cards_do(self) -> None:
-        from hub import INSTALL
-
-        assert INSTALL.partition("#")[0].strip() in written("README.md")
-
-    def test_make_demo_is_what_the_readme_gives(self) -> None:
-        assert len(recipe("demo")) >= 3
-        assert recipe("demo") in shell_blocks("README.md")
-
-    @pytest.mark.parametrize("target", ["test", "lint"])
-    def test_make_runs_commands_that_are_written_down(self, target: str) -> None:
-        commands = [command.removeprefix("python -m ") for command in recipe(target)]
-        assert commands
-        assert set(commands) <= written("README.md", "CONTRIBUTING.md")
-
-    def test_continuous_integration_only_makes_what_is_written_down(self) -> None:
-        lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
-        commands = [line for line in lines if line and not line.startswith(("#", "set ", "cd "))]
-        assert "make test" in commands
-        assert all(MAKE_TARGET.fullmatch(command) for command in commands)
-        assert set(commands) <= written("README.md", "CONTRIBUTING.md")
-        assert all(recipe(command.removeprefix("make ")) for command in commands)

@@ -5,6 +5,7 @@ import time
 from functools import partial
 
 import pytest
+import timm
 import torch
 from PIL import Image
 
@@ -118,6 +119,20 @@ class TestThroughput:
         theirs = throughput.build("authors:test_convnext_dcls", "train")
         layer = theirs.stages[0].blocks[0].conv_dw
         assert type(layer).__module__ == "DCLS.construct.modules" and layer.training
+
+    @pytest.mark.parametrize("name", ["test_convnext", "resnet50"])
+    def test_the_plain_twin_is_the_base_model(self, name):
+        plain = throughput.build(f"plain:{name}_dcls", "train").state_dict()
+        base = timm.create_model(name).state_dict()
+        assert {k: v.shape for k, v in plain.items()} == {k: v.shape for k, v in base.items()}
+
+    def test_models_of_sounds_get_spectrograms(self, monkeypatch):
+        small = partial(timm.create_model, "convnext_dcls_audio_tiny", depths=(1, 1, 1, 1), dims=(8,) * 4)
+        monkeypatch.setattr(throughput, "build", lambda name, mode, pretrained: small())
+        seen = []
+        monkeypatch.setattr(throughput, "_step", lambda model, images, *_: lambda: seen.append(images.shape))
+        throughput.throughput(["convnext_dcls_audio_tiny"], ["inference"], rounds=1)
+        assert set(seen) == {(4, 1, 128, 1001)}
 
     def test_fast_linear_layers(self, monkeypatch):
         monkeypatch.setattr(linear, "onednn_is_faster", lambda: True)

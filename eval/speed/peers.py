@@ -1,4 +1,4 @@
-"""The authors' own layers (the package ``DCLS``), to compare with; optional: ``pip install DCLS``."""
+"""What models of the zoo are compared with: the authors' own layers (``pip install DCLS``), plain ones."""
 
 import logging
 from typing import Any
@@ -60,4 +60,33 @@ def with_authors_layers(model: nn.Module) -> nn.Module:
         raise ValueError(f"{type(model).__name__} has no DCLS layer that the authors' could replace")
     for name, layer in layers.items():
         model.set_submodule(name, authors_layer(layer))
+    return model
+
+
+def with_plain_layers(model: nn.Module) -> nn.Module:
+    """Replaces every ``Dcls2d`` of a model by the convolution that the family has without learned spacings.
+
+    These are 3 x 3 where they mix channels (ResNet) and 7 x 7 where they are depthwise (all others).
+
+    Raises:
+        ValueError: If there is none.
+    """
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Dcls2d)}
+    if not layers:
+        raise ValueError(f"{type(model).__name__} has no DCLS layer that a plain one could replace")
+    for name, layer in layers.items():
+        side = 3 if layer.groups == 1 else 7
+        plain = nn.Conv2d(
+            layer.in_channels,
+            layer.out_channels,
+            side,
+            stride=layer.stride,
+            padding=side // 2,
+            groups=layer.groups,
+            bias=layer.bias is not None,
+        )
+        model.set_submodule(name, plain.to(layer.weight).train(layer.training))
+    for holder in model.modules():
+        for shared in ("positions", "sigma"):
+            holder._parameters.pop(shared, None)
     return model

@@ -18,10 +18,11 @@ from eval.options import at_least_1, timing_options
 from eval.results import write_result
 from eval.section import Section, markdown_table
 from eval.speed.engines import ENGINES, run_by
-from eval.speed.peers import with_authors_layers
+from eval.speed.peers import with_authors_layers, with_plain_layers
 from eval.speed.timing import LAYOUTS, time_in_turns
 
 AUTHORS = "authors:"  # before a name of the zoo: its model with the layers of the authors' package
+PLAIN = "plain:"  # before a name of the zoo: its model with the convolutions of the base model
 TRIMMED = "trimmed:"  # before any name: deployed with the empty borders of kernels cut off
 FAST = "fast:"  # before any name: with the linear layers that ``model.fast_linear`` trains with
 MODES = {
@@ -68,14 +69,14 @@ def build(name: str, mode: str, pretrained: bool = False) -> nn.Module:
 
     Args:
         name: A timm name, ``local-dir:FOLDER`` or ``hf-hub:USER/NAME``; after ``TRIMMED``, ``FAST`` or, one
-            of the zoo, ``AUTHORS`` as well.
+            of the zoo, ``AUTHORS`` or ``PLAIN`` as well.
         mode: A key of ``MODES``; what is deployed is deployed later, with the batch that it will see.
         pretrained: Whether to load weights.
 
     Raises:
         ValueError: If there is no such model, or the prefix is not for this mode.
     """
-    prefix = next((p for p in (AUTHORS, TRIMMED, FAST) if name.startswith(p)), "")
+    prefix = next((p for p in (AUTHORS, PLAIN, TRIMMED, FAST) if name.startswith(p)), "")
     if prefix == TRIMMED and mode != "deployed":
         raise ValueError(f"{name}: kernels are trimmed for deployment only: give --modes deployed")
     if prefix == FAST and mode == "deployed":
@@ -85,6 +86,8 @@ def build(name: str, mode: str, pretrained: bool = False) -> nn.Module:
     model = timm.create_model(bare, pretrained=pretrained)
     if prefix == AUTHORS:
         model = with_authors_layers(model)
+    if prefix == PLAIN:
+        model = with_plain_layers(model)
     if prefix == FAST:
         use_fast_linear(model)
     return (slice_strided(model) if mode == "train" else model).train(mode == "train")
@@ -189,8 +192,9 @@ def _deployed_step(name: str, engine: str, settings: Settings) -> tuple[str, Cal
 
 
 def _images(model: nn.Module, settings: Settings) -> torch.Tensor:
-    side = settings.img_size or model.default_cfg["input_size"][-1]
-    return torch.randn(settings.batch_size, 3, side, side, device=settings.device)
+    channels, *size = model.default_cfg["input_size"]
+    size = [settings.img_size] * 2 if settings.img_size else size
+    return torch.randn(settings.batch_size, channels, *size, device=settings.device)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -222,7 +226,9 @@ def draw(rows: Sequence[dict[str, Any]]) -> Figure:
     for mode, axis in zip(modes, axes[0], strict=True):
         shown = [row for row in rows if _title(row) == mode][::-1]
         names = [row["model"] for row in shown]
-        ours = ["tab:blue" if "dcls" in n and not n.startswith(AUTHORS) else "tab:gray" for n in names]
+        ours = [
+            "tab:blue" if "dcls" in n and not n.startswith((AUTHORS, PLAIN)) else "tab:gray" for n in names
+        ]
         bars = axis.barh(names, [row["speed"] for row in shown], color=ours)
         axis.bar_label(bars, [f" {row['speed']:.2f}" for row in shown], fontsize=8)
         axis.set(title=mode, xlabel=f"images/s, 1 = {rows[0]['model']}")
@@ -263,7 +269,8 @@ def add_commands(commands: Any) -> None:
     )
     models_help = f"timm names, folders, Hub ids; the first is the baseline; {AUTHORS}NAME for"
     models_help += (
-        f" a model of the zoo with the layers of the authors' package, {TRIMMED}NAME for trimmed kernels, "
+        f" a model of the zoo with the layers of the authors' package, {PLAIN}NAME with the layers of its "
+        f"base model, {TRIMMED}NAME for trimmed kernels, "
         f"{FAST}NAME for fast linear layers"
     )
     command.add_argument("--models", nargs="+", required=True, metavar="MODEL", help=models_help)
