@@ -100,7 +100,7 @@ class TestRanges:
         with pytest.raises(SystemExit):
             main(["fit", "--help"])
         said = " ".join(capsys.readouterr().out.split())
-        assert "float, at least 0 and below 1" in said.partition("--model.ema_decay EMA_DECAY")[2][:400]
+        assert "float, at least 0 and below 1" in said.rpartition("--model.ema_decay EMA_DECAY")[2][:400]
 
 
 class TestChanged:
