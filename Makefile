@@ -47,6 +47,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/pylint dcls_models train eval hub
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info

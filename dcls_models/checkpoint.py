@@ -6,9 +6,11 @@ stores the positions that a stage shares once per layer, with the rows in their 
 """
 
 import argparse
+import errno
 import logging
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,13 @@ _HINT = (
     "dilated_kernel_size and version"
 )
 
+_LOCAL_NAMES = ("EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "EFBIG", "ENOTDIR", "ENOENT", "EEXIST")
+_LOCAL = {getattr(errno, name) for name in _LOCAL_NAMES if hasattr(errno, name)}  # Windows lacks some
+_BY_HAND = (
+    'pretrained_cfg_overlay={"file": PATH} (python -m train: '
+    '--model.model_kwargs.pretrained_cfg_overlay \'{"file": "PATH"}\')'
+)
+
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be used: what was found, what was expected, and what to do."""
@@ -50,35 +59,46 @@ def fetch(url: str, cache_dir: str | Path | None = None) -> Path:
         The cached file.
 
     Raises:
-        CheckpointError: If it cannot be downloaded or read, or has changed since the first download.
+        CheckpointError: If it cannot be downloaded, kept or read, or has changed since the first download.
     """
     try:
         path = Path(download_cached_file(url, check_hash=False, cache_dir=cache_dir))
     except (OSError, HTTPException, ValueError) as error:  # URLError is an OSError
+        local = isinstance(error, OSError) and error.errno in _LOCAL
+        remedy = "set TORCH_HOME to a folder with room" if local else "try again later"
         raise CheckpointError(
-            f"cannot download {url} ({error}); try again later, or download it by hand and pass "
-            'pretrained_cfg_overlay={"file": PATH}'
+            f"cannot download {url} ({one_line(error)}); {remedy}, or download it by hand and give {_BY_HAND}"
         ) from error
-    record = path.with_name(path.name + ".sha256")
-    digest = sha256_of(path)
-    if record.exists():
-        known = record.read_text().strip()
-        if digest != known:
-            raise CheckpointError(
-                f"{path} has changed: its sha256 is {digest}, at the first download from {url} it "
-                f"was {known}. Delete it to download it again, and {record.name} too if the authors "
-                "have replaced the file"
-            )
+    record, digest = path.with_name(path.name + ".sha256"), sha256_of(path)
+    try:
+        known = record.read_text(encoding="utf-8").strip() if record.exists() else None
+    except OSError as error:
+        _logger.warning("%s is not checked against %s: %s", path, record.name, one_line(error))
         return path
+    if known is None:
+        _record_first(path, record, digest)
+    elif digest != known:
+        raise CheckpointError(
+            f"{path} has changed: its sha256 is {digest}, at the first download from {url} it "
+            f"was {known}. Delete it to download it again, and {record.name} too if the authors "
+            "have replaced the file"
+        )
+    return path
+
+
+def _record_first(path: Path, record: Path, digest: str) -> None:
     try:
         read(path)
     except CheckpointError:
-        path.unlink()  # a damaged download must not stay in the cache
+        with suppress(OSError):
+            path.unlink()  # a damaged download must not stay in the cache
         raise
-    with replaced(record) as part:
-        part.write_text(digest + "\n")
+    try:
+        with replaced(record) as part:
+            part.write_text(digest + "\n", encoding="utf-8")
+    except OSError as error:
+        _logger.warning("later changes of %s will not be noticed: %s", path, one_line(error))
     _logger.info("sha256 of %s: %s", path, digest)
-    return path
 
 
 def read(path: str | Path) -> StateDict:
@@ -90,8 +110,6 @@ def read(path: str | Path) -> StateDict:
     check_whole(path)
     try:
         state_dict = load_state_dict(str(path))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"there is no checkpoint {path}") from error
     except Exception as error:  # unpicklers raise anything when a file is damaged
         raise CheckpointError(
             f"{path} cannot be read as weights: it is truncated, no checkpoint, or holds objects other "
@@ -107,8 +125,10 @@ def check_whole(path: str | Path) -> None:
     Files of other formats carry none: they pass.
 
     Raises:
-        CheckpointError: If they differ.
+        CheckpointError: If they differ, or there is no such file.
     """
+    if not Path(path).is_file():
+        raise CheckpointError(f"there is no checkpoint {path}")
     if not zipfile.is_zipfile(path):
         return
     try:
@@ -227,9 +247,9 @@ def _check(state_dict: StateDict, expected: StateDict, cfg: dict[str, Any]) -> N
     if missing or extra or wrong:
         shapes = [f"{k} {tuple(state_dict[k].shape)} instead of {tuple(expected[k].shape)}" for k in wrong]
         lists = {"missing": missing, "not expected": extra, "of another shape": shapes}
-        found = "; ".join(f"{len(v)} {k} ({_some(v)})" for k, v in lists.items() if v)
+        differences = "; ".join(f"{len(v)} {k} ({_some(v)})" for k, v in lists.items() if v)
         raise CheckpointError(
-            f"the checkpoint does not fit {cfg.get('architecture', 'the model')}: {found}. {_HINT}"
+            f"the checkpoint does not fit {cfg.get('architecture', 'the model')}: {differences}. {_HINT}"
         )
 
 

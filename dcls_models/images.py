@@ -7,6 +7,8 @@ from PIL import Image, ImageOps
 from timm.data import create_transform, resolve_data_config
 from torch import nn
 
+from .files import one_line
+
 # What a folder of images may hold: everything that Pillow reads safely. Of an animation, the first frame.
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 
@@ -30,8 +32,10 @@ def read_image(file: str | Path | IO[bytes] | Image.Image, exif: bool = False) -
                     f"its pixels have more than 8 bits (mode {image.mode}), save it with 8 bits a channel"
                 )
             return (ImageOps.exif_transpose(image) if exif else image).convert("RGB")
-    except (Image.DecompressionBombError, SyntaxError) as error:  # SyntaxError: a broken PNG
-        raise ValueError(str(error)) from error
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # decoders raise anything, and DecompressionBombError for too many pixels
+        raise ValueError(one_line(error)) from error
 
 
 def transform_of(model: nn.Module, **changes: Any) -> Any:

@@ -91,8 +91,8 @@ def warm_start(
         shared[layer.holder()].append(name)
     residuals: dict[str, float] = {}
     for names in shared.values():
-        found = _fit([layers[n] for n in names], [convs[n] for n in names])
-        residuals |= dict(zip(names, found, strict=True))
+        missed = _fit([layers[n] for n in names], [convs[n] for n in names])
+        residuals |= dict(zip(names, missed, strict=True))
 
     fitted = _logits(model, image)
     for holder, names in shared.items():

@@ -204,6 +204,7 @@ def _write(model: nn.Module, part: Path, half: bool, source: dict[str, str]) -> 
         extra["front_end"] = front_end.settings
     save_config_for_hf(model, part / CONFIG, model_config=extra, model_args=choices)
     config = json.loads((part / CONFIG).read_text(encoding="utf-8"))
+    config.get("model_args", {}).pop("num_classes", None)  # said beside it; transformers refuses it twice
     metadata = {
         "format": "pt",
         "architecture": config["architecture"],

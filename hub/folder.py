@@ -204,7 +204,7 @@ def _check_config(config: dict[str, Any], tensors: dict[str, tuple[list[int], st
     if moved:
         raise HubError(f"pretrained_cfg in {CONFIG} sends timm elsewhere for the weights: {', '.join(moved)}")
     elements = sum(math.prod(shape) for shape, _ in tensors.values())
-    sizes = {**arguments, "input_size": cfg["input_size"]}
+    sizes = {"num_classes": config.get("num_classes", 0), **arguments, "input_size": cfg["input_size"]}
     for key, value in sizes.items():
         limit = LIMITS.get(key, len(tensors) if key in DEPTHS else elements)
         found = list(_numbers(value))

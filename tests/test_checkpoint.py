@@ -395,6 +395,72 @@ def test_nothing_to_download(server: Server, tmp_path: Path) -> None:
         create("convnext_v0", {"url": "somewhere/tiny.pth"}, cache_dir=tmp_path)
 
 
+@pytest.fixture
+def no_room() -> Iterator[Callable[[int], None]]:
+    """No file may become larger than so many bytes, as on a full disk."""
+    resource = pytest.importorskip("resource")  # not on Windows
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, old)
+
+
+def test_a_full_disk_is_said_in_one_line(
+    server: Server, tmp_path: Path, no_room: Callable[[int], None]
+) -> None:
+    source = server.put("large.pth", path_of("convnext_v0").read_bytes())
+    no_room(1000)
+    words = r"cannot download http.*large.pth \(.*too large\); set TORCH_HOME to a folder with room, or "
+    with pytest.raises(CheckpointError, match=words) as error:
+        create("convnext_v0", source, cache_dir=tmp_path)
+    assert "\n" not in str(error.value) and "--model.model_kwargs.pretrained_cfg_overlay" in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cache_that_cannot_be_made_is_said_in_one_line(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = server.put("weights.pth", path_of("convnext_v0").read_bytes())
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(CheckpointError, match=r"cannot download .*file.*set TORCH_HOME") as error:
+        create("convnext_v0", source, cache_dir=tmp_path / "file")
+    assert "\n" not in str(error.value)
+    for name in ("TORCH_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "file" / "home"))
+    with pytest.raises(CheckpointError, match=r"cannot download .*set TORCH_HOME"):
+        create("convnext_v0", source)
+    assert not server.requests
+
+
+def test_weights_are_used_where_their_sha256_cannot_be_kept(
+    tmp_path: Path, no_room: Callable[[int], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "weights.pth").write_bytes(path_of("convnext_v0").read_bytes())
+    source = {"url": "http://127.0.0.1:9/weights.pth"}  # already in the cache
+    no_room(10)
+    assert_golden(create("convnext_v0", source, cache_dir=tmp_path), "convnext_v0")
+    assert f"later changes of {tmp_path / 'weights.pth'} will not be noticed: " in caplog.text
+    assert [p.name for p in tmp_path.iterdir()] == ["weights.pth"]
+    (tmp_path / "weights.pth.sha256").mkdir()
+    assert_golden(create("convnext_v0", source, cache_dir=tmp_path), "convnext_v0")
+    assert "weights.pth is not checked against weights.pth.sha256: " in caplog.text
+
+
+@pytest.mark.parametrize("where", ["file", "url"])
+def test_a_file_is_read_once(
+    where: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = {"file": str(path_of("convnext_v0"))}
+    if where == "url":
+        source = server.put("once.pth", path_of("convnext_v0").read_bytes())
+        create("convnext_v0", source, cache_dir=tmp_path)
+    loads = []
+    load = torch.load
+    monkeypatch.setattr(torch, "load", lambda *a, **k: loads.append(a) or load(*a, **k))
+    assert_golden(create("convnext_v0", source, cache_dir=tmp_path), "convnext_v0")
+    assert len(loads) == 1
+
+
 # What is not the model's checkpoint is refused
 
 

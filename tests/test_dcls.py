@@ -171,6 +171,7 @@ def test_the_constructors_with_one_learned_axis_keep_the_authors_order_too():
     [
         ({"version": "v2"}, "version must be one of v0, v1, max, gauss, got version='v2'"),
         ({"kernel_count": 0}, "kernel_count must be a whole number of at least 1, got kernel_count=0"),
+        ({"kernel_count": (7, 7)}, r"got kernel_count=\(7, 7\); .* nn.ConvNd has the kernel size, .*LoRA"),
         ({"kernel_count": 2.5}, "got kernel_count=2.5"),
         ({"in_channels": 0}, "channels must be at least 1, got in_channels=0, out_channels=4"),
         ({"out_channels": 0}, "channels must be at least 1, got in_channels=4, out_channels=0"),

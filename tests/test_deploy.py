@@ -111,12 +111,9 @@ def test_one_layer_in_two_places_stays_one() -> None:
 
 
 def test_kernels_are_trimmed_only_where_they_may_be() -> None:
-    model = make()
-    assert not any(
-        m.kernel_size != (17, 17)
-        for m in dcls_models.deploy(model, trims=False).modules()
-        if isinstance(m, nn.Conv2d) and m.groups > 1
-    )
+    deployed: Any = dcls_models.deploy(make(), trims=False)
+    kernels = [m.kernel_size for m in deployed.modules() if isinstance(m, nn.Conv2d) and m.groups > 1]
+    assert set(kernels) == {(17, 17)} and not deployed.deployment["trimmed"]
 
 
 @pytest.mark.parametrize("way", ["export", "trace", "script", "compile"])
@@ -193,3 +190,14 @@ def test_nothing_changes_where_mkl_is_as_fast(monkeypatch: pytest.MonkeyPatch) -
     x, weight = torch.randn(4096, 64), torch.randn(64, 64)
     assert torch.equal(fast_linear(x, weight), F.linear(x, weight))
     assert isinstance(onednn_is_faster(), bool)
+
+
+def test_the_trainer_trains_with_them(always: None) -> None:
+    from train.module import Classifier
+
+    trained, plain = (
+        Classifier("test_convnext_dcls", num_classes=3, fast_linear=fast) for fast in (True, False)
+    )
+    assert any(isinstance(m, FastLinear) for m in trained.modules())
+    assert not any(isinstance(m, FastLinear) for m in plain.modules())
+    assert [*trained.state_dict()] == [*plain.state_dict()]

@@ -109,7 +109,8 @@ def test_options_are_known(page: Path, program: list[str], capsys: pytest.Captur
     if module in PARSERS:
         assert isinstance(import_module(PARSERS[module]).parser().parse_args(arguments), argparse.Namespace)
     elif arguments and arguments[0] in ("fit", "validate", "test", "predict"):
-        main = import_module("train.command" if module == "train" else module).main
+        entry = f"{module}.command"
+        main = import_module(entry if (ROOT / f"{entry.replace('.', '/')}.py").is_file() else module).main
         without_checkpoint = [word for word in arguments if word not in ("--ckpt_path", "last")]
         with pytest.raises(SystemExit) as exited:
             main([*without_checkpoint, "--print_config"])

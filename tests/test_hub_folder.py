@@ -87,6 +87,7 @@ def test_every_family_is_exported_with_every_choice(name: str, tmp_path: Path) -
     assert_same(tmp_path / "out", model)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert chosen.items() <= config["model_args"].items()
+    assert "num_classes" not in config["model_args"]  # transformers gives it as well
     assert config["weights_sha256"] == sha256_of(tmp_path / "out" / "model.safetensors")
     with safetensors.safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
         assert file.metadata() == metadata
@@ -103,6 +104,13 @@ def test_defaults_are_written_down_too(folder: Path) -> None:
         17,
         "v0",
     )
+
+
+def test_the_number_of_classes_is_said_once(folder: Path) -> None:
+    """transformers passes model_args beside it, and would pass it twice."""
+    config = json.loads((folder / "config.json").read_text())
+    assert config["num_classes"] == config["pretrained_cfg"]["num_classes"] == 6
+    assert "num_classes" not in config["model_args"]
 
 
 def test_layout_and_shared_tensors_do_not_matter(tmp_path: Path) -> None:
@@ -481,7 +489,8 @@ REFUSED: dict[str, Callable[[Path], object]] = {
     "wants depths=": config_with(model_args__depths=[10**9] * 4),
     "wants depth=": config_with(model_args__depth=3000),
     "wants num_classes=": config_with(model_args__num_classes=10**13),
-    "says 1000000000000 classes, of a model with 6": config_with(num_classes=10**12),
+    "says 5 classes, of a model with 6": config_with(num_classes=5, model_args__num_classes=6),
+    "wants num_classes=1000000000000, which": config_with(num_classes=10**12),
     "wants input_size=": config_with(pretrained_cfg__input_size=[3, 10**6, 10**6]),
     "input_size must be three whole numbers, got None": config_with(pretrained_cfg__input_size=None),
     "input_size must be three whole numbers, got .3, -64, 64": config_with(

@@ -56,6 +56,15 @@ class TestTransformers:
         theirs.save_pretrained(tmp_path / "saved")
         assert torch.equal(load(tmp_path / "saved").eval()(images).logits, model(images))
 
+    def test_positions_outside_the_kernel_stay_there(self, tmp_path: Path) -> None:
+        model, images = timm.create_model(NAME, num_classes=3).eval(), some_images()
+        stored = model.state_dict()
+        stored |= {k: 3 * v.sign() * v.abs().max() + 9 for k, v in stored.items() if k.endswith("positions")}
+        model.load_state_dict(stored)
+        export(model, tmp_path / "exported", published=False)
+        theirs = self.library.AutoModelForImageClassification.from_pretrained(tmp_path / "exported")
+        assert torch.equal(theirs.eval()(images).logits, model(images))
+
     def test_a_pipeline_takes_images(self, tmp_path: Path) -> None:
         exported(tmp_path / "exported")
         classify = self.library.pipeline("image-classification", model=str(tmp_path / "exported"))
@@ -78,7 +87,9 @@ class TestTransformers:
         assert [group["name"] for group in optimizer.param_groups] == ["decay", "no_decay", "positions"]
 
     def test_a_backbone_gives_feature_maps(self) -> None:
-        config = self.library.TimmBackboneConfig(NAME, use_pretrained_backbone=False, out_indices=(1, 2, 3))
+        config = self.library.TimmBackboneConfig(
+            backbone=NAME, use_pretrained_backbone=False, out_indices=(1, 2, 3)
+        )
         maps = self.library.TimmBackbone(config)(some_images()).feature_maps
         assert [m.shape[-1] for m in maps] == [8, 4, 2]
 

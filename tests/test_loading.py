@@ -73,7 +73,7 @@ def test_what_is_no_name_is_said_in_one_line(name, words):
         ("[]", "expected a dictionary with architecture"),
         ("{", "is no JSON"),
         ('{"architecture": "resnet18"}', "expected a dictionary with architecture"),
-        ('{"architecture": "resnet18", "pretrained_cfg": []}', "and pretrained_cfg"),
+        ('{"architecture": "resnet18", "pretrained_cfg": []}', "pretrained_cfg and model_args"),
         ('{"pretrained_cfg": {}}', "expected a dictionary with architecture"),
         ('{"architecture": "resnet18", "pretrained_cfg": {}, "model_args": 3}', "expected a dictionary"),
         ('{"architecture": "resnet_18", "pretrained_cfg": {}}', "architecture 'resnet_18', which timm"),

@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "dcls_models.deploy": {"dcls_models.layers"},
     "dcls_models.onnx": {"dcls_models.layers", "dcls_models.deploy"},
     "dcls_models.files": set(),
-    "dcls_models.spiking": {"dcls_models.layers", "dcls_models.files"},
+    "dcls_models.spiking": {"dcls_models.spiking", "dcls_models.layers", "dcls_models.files"},
     "dcls_models.folders": {"dcls_models.files"},
     "dcls_models.loading": {
         "dcls_models.checkpoint",
@@ -40,7 +40,7 @@ MAY_IMPORT = {
         "dcls_models._timm",
     },
     "dcls_models.provenance": set(),
-    "dcls_models.images": set(),
+    "dcls_models.images": {"dcls_models.files"},
     "dcls_models.sounds": {"dcls_models.sounds", "dcls_models.files", "dcls_models.folders"},
     "dcls_models.spikes": {
         "dcls_models.spikes",
@@ -179,6 +179,13 @@ class TestImports:
         found = {i for name, path in files.items() for i in imports(name, path, hall)}
         assert not {i for i in found if within(i, WINGS - {wing})}
         assert not found & {"eval.cli", "eval.report"}
+
+
+def test_the_commands_of_a_checkout_run_from_anywhere(tmp_path: Path) -> None:
+    run = [sys.executable, "-m", "dcls_models", "hub", "verify", "nowhere"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120)
+    assert (done.returncode, done.stderr) == (1, "error: there is no folder nowhere\n")
 
 
 @pytest.fixture(scope="module")
@@ -337,6 +344,15 @@ class TestInstalled:
     def test_version(self, used: dict[str, str]) -> None:
         assert used["version"] == used["metadata"]
         assert re.fullmatch(r"\d+\.\d+\.\d+", used["version"])
+
+    def test_a_command_that_is_not_installed_says_where_it_is(
+        self, used: dict[str, str], environment: Path
+    ) -> None:
+        done = run_in(environment, "-m", "dcls_models")
+        assert done.returncode == 0 and used["version"] in done.stdout and "clone it" in done.stdout
+        done = run_in(environment, "-m", "dcls_models", "train", "fit")
+        assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+        assert "train is not installed with the library" in done.stderr and "clone it" in done.stderr
 
     def test_importing_says_nothing(self, used: dict[str, str]) -> None:
         assert used["said"] == ""

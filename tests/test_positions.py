@@ -273,6 +273,36 @@ def test_loaded_positions_outside_are_kept_and_reported(version, caplog):
     assert torch.equal(grad, expected)
 
 
+@pytest.mark.parametrize("make", [new_layer, Stage])
+def test_parameters_put_in_place_by_a_loader_stay_outside(make, caplog):
+    source = make()
+    loaded_from_outside(source)
+    x = image()
+    expected = source(x)
+    with torch.device("meta"):
+        model = make()
+    for name, stored in source.state_dict().items():  # as transformers and accelerate do
+        owner, _, key = name.rpartition(".")
+        setattr(model.get_submodule(owner), key, nn.Parameter(stored.clone()))
+    caplog.clear()
+    assert torch.equal(model(x), expected) and torch.equal(model.eval()(x), expected)
+    assert "loaded positions of" in caplog.text
+    assert torch.equal(model.state_dict()["positions"], source.positions)
+    assert torch.equal(copy.deepcopy(model)(x), expected)
+    take_step(model.train(), OPTIMIZERS["sgd"](model, 1e-6), x)
+    assert all_inside(model.positions)
+
+
+@pytest.mark.parametrize("make", [new_layer, Stage])
+def test_a_copy_of_what_was_written_outside_by_hand_computes_the_same(make):
+    model, x = make(), image()
+    put_outside(model)
+    expected = model(x)
+    for duplicate in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(duplicate(x), expected)
+    assert all_inside(model.state_dict()["positions"])
+
+
 def test_a_step_that_counts_no_writes_clamps_loaded_positions():
     layer = new_layer("v1")
     loaded_from_outside(layer)

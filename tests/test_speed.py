@@ -102,6 +102,19 @@ class TestThroughput:
         assert table.count("authors:test_convnext_dcls") == len(modes)
         assert min(Image.open(picture).size) > 100
 
+    @pytest.mark.slow
+    def test_compiled_models_side_by_side(self, tmp_path):
+        output = tmp_path / "compiled.json"
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        options = ["--compile", "--batch-size", 2, "--rounds", 3, "--output", output]
+        run("throughput", "--models", *self.NAMES[:2], "--modes", "train", "inference", *options)
+        result = json.loads(output.read_text())
+        assert " --compile " in result["command"]
+        assert [row["model"] for row in result["rows"]] == [*self.NAMES[:2]] * 2
+        layouts = len(throughput.LAYOUTS)
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == len(result["rows"]) * layouts
+
     def test_each_mode_is_what_it_says(self):
         settings = throughput.Settings(batch_size=1)
         built = {mode: throughput.build("test_convnext_dcls", mode) for mode in ("train", "inference")}
@@ -141,6 +154,7 @@ class TestThroughput:
         with pytest.raises(ValueError, match="has fast linear layers anyway: leave out fast:"):
             throughput.build("fast:test_convnext_dcls", "deployed")
 
+    @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore")
     def test_engines_side_by_side(self, tmp_path):
         engines, output = ["torch", "onnxruntime", "openvino"], tmp_path / "speed.json"
@@ -154,10 +168,10 @@ class TestThroughput:
 
     @pytest.mark.filterwarnings("ignore")
     @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
-    def test_engines_give_the_outputs(self, engine):
+    def test_engines_give_the_outputs(self, engine, tmp_path):
         model = torch.nn.Conv2d(3, 3, 17, padding=8, groups=3).eval()
         images = torch.randn(1, 3, 20, 24)
-        output = engines.run_by(engine, model, images, torch.float32, trims=True)()
+        output = engines.run_by(engine, model, images, torch.float32, True, tmp_path / "x.onnx")()
         torch.testing.assert_close(torch.as_tensor(output), model(images).detach(), rtol=1e-4, atol=1e-5)
 
     def test_only_deployed_models_are_trimmed(self):

@@ -179,6 +179,13 @@ class TestErrors:
 
 
 class TestStudy:
+    def test_the_docs_say_what_was_measured(self):
+        docs = CONFIGS.parent.parent / "docs"
+        content = json.loads((docs / "delays_study.json").read_text())
+        assert {run["epochs"] for run in content["runs"]} == {40}
+        assert study.summary(content["runs"]) == content["results"]
+        assert study.markdown(content["results"]) in (docs / "delays.md").read_text()
+
     def test_numbers_are_equal_where_they_should_be(self):
         table = {name: study.numbers(name) for name in study.CONDITIONS}
         assert {row["synapses"] for name, row in table.items() if "wide" not in name} == {5184}
@@ -196,7 +203,7 @@ class TestStudy:
         study.main(["--out", str(tmp_path), "--seeds", "1", "--epochs", "1"])
         assert capsys.readouterr().out.count("seed 0") == 2
         study.main(["--out", str(tmp_path), "--seeds", "2", "--epochs", "1"])
-        assert capsys.readouterr().out.count("seed") == 2
+        assert capsys.readouterr().out.count("seed 1") == 2
         content = json.loads((tmp_path / "delays_study.json").read_text())
         assert content["task"] == "delays_study" and len(content["runs"]) == 4
         assert content["results"]["learned delays"]["seeds"] == [0, 1]

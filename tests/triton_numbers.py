@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from dcls_models.layers.depthwise import gpu as module
+from dcls_models.layers.depthwise import operators
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -167,3 +168,20 @@ def test_chosen_when_asked_for_or_measured(monkeypatch):
     assert not module.chosen(input.half(), weight.half(), padding)
     monkeypatch.setenv("DCLS_TRITON", "0")
     assert not module.chosen(input, weight, padding)
+
+
+def test_compiled_code_calls_the_operator_where_it_is_asked_for(monkeypatch):
+    monkeypatch.setenv("DCLS_TRITON", "1")
+    monkeypatch.setitem(operators.DEVICES, DEVICE, module)
+    input, weight, _, padding = tensors("odd")
+    graphs = []
+
+    def note(graph_module, inputs):
+        graphs.append([str(n.target) for n in graph_module.graph.nodes if n.op == "call_function"])
+        return graph_module
+
+    function = torch.compile(
+        lambda x, w: operators.depthwise_conv2d(x, w, None, padding), backend=note, fullgraph=True
+    )
+    assert_rounded(function(input, weight), reference(input, weight, padding), torch.float32)
+    assert graphs == [["dcls.depthwise_conv2d.default"]]

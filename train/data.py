@@ -7,6 +7,7 @@ from typing import Any
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.data import DataLoader
 
+from dcls_models.folders import holds_folders
 from dcls_models.loading import config_of
 from train.augment import Splits, create_transform
 from train.loaders import ShardLoader, TaskData
@@ -21,7 +22,7 @@ from train.ranges import (
     ShareInside,
     check_ranges,
 )
-from train.readers import Samples, Shards, open_classes, open_folder, open_folders, open_hub
+from train.readers import Samples, Shards, open_classes, open_folders, open_hub, open_images
 from train.samplers import EvalSampler, Keyed
 from train.seeding import run_seed
 
@@ -180,14 +181,13 @@ class Images(TaskData):
         if not self.has_test():
             return self.val_dataloader()
         test = Path(self.hparams["root"]) / "test"
-        known = {name: i for i, name in enumerate(self.class_names)}
-        images = open_classes(test, known)
+        images = open_classes(test, self.class_names)
         return self._in_order(Samples(images, self._transform(training=False), exif=self.hparams["exif"]))
 
     def has_test(self) -> bool:
         """Whether there are images of their own to test on."""
         root = self.hparams["root"]
-        return not self.hparams["dataset"] and root is not None and (Path(root) / "test").is_dir()
+        return not self.hparams["dataset"] and root is not None and holds_folders(Path(root) / "test")
 
     def predict_dataloader(self) -> DataLoader:
         """The images below ``predict_root``, in order."""
@@ -196,7 +196,7 @@ class Images(TaskData):
         root = Path(self.hparams["predict_root"])
         if not root.is_dir():
             raise FileNotFoundError(f"data.predict_root is not a folder: {root}")
-        reader = open_folder(root)
+        reader = open_images(root)
         self.predict_set = Samples(reader, self._transform(training=False), exif=self.hparams["exif"])
         return self._in_order(self.predict_set)
 
@@ -217,6 +217,8 @@ class Images(TaskData):
             raise ValueError("say where the images are: --data.root FOLDER")
         else:
             train, val, train_indices, val_indices = open_folders(Path(root), self.hparams["val_share"])
+            # for eval accuracy --held-out, which asks which images were trained on
+            self.hparams.update(files_sha256=train.fingerprint(), held_out=len(val_indices or ()))
         self.class_names = [str(name) for name in train.class_to_idx]
         exif = self.hparams["exif"]
         self.train_set = Samples(train, self._transform(training=True), train_indices, True, exif)

@@ -39,13 +39,14 @@ def build_optimizer(
             sum(p.numel() for p in params),
         )
     counts: Counter[str] = Counter()
+    named = []
     for group in groups:  # LearningRateMonitor needs names that differ
         kind = group["name"]
         counts[kind] += 1
-        group["name"] = kind if counts[kind] == 1 else f"{kind}_{counts[kind]}"
+        named.append({**group, "name": kind if counts[kind] == 1 else f"{kind}_{counts[kind]}"})
     options = {"lr": lr, "weight_decay": weight_decay, **(opt_kwargs or {})}
     try:
-        optimizer = create_optimizer_v2(groups, opt=opt, **options)
+        optimizer = create_optimizer_v2(named, opt=opt, **options)
     except (AssertionError, TypeError, ValueError) as error:
         raise ValueError(f"model.opt {opt!r} with {opt_kwargs or {}}: {error}") from error
     getattr(optimizer, "base_optimizer", optimizer).register_load_state_dict_pre_hook(_keep_options)

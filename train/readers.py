@@ -1,19 +1,18 @@
 """Images from timm's readers: folders, Hugging Face data sets (``hfds/``), webdataset shards (``wds/``)."""
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from sklearn.model_selection import train_test_split
 from timm.data import create_dataset
 from timm.data.readers import create_reader
 from torch.utils.data import Dataset, IterableDataset, default_collate, get_worker_info
 
 from dcls_models.files import one_line
+from dcls_models.folders import ClassFolders, class_folders, files_below, holds_folders
 from dcls_models.images import EXTENSIONS, read_image
 from train.errors import DataError
 from train.samplers import PADDING
@@ -188,47 +187,32 @@ class Shards(IterableDataset[Sample]):
         return seeds
 
 
-def open_folder(root: Path, **kwargs: Any) -> Any:
-    """The reader of timm for a folder of classes.
+def open_images(root: Path) -> ClassFolders:
+    """All images below a folder, at any depth and without labels.
 
     Raises:
         FileNotFoundError: If there is no image in it.
     """
+    files = files_below(root, EXTENSIONS)
+    if not files:
+        raise FileNotFoundError(f"no images in {root} ({' '.join(EXTENSIONS)})")
+    return ClassFolders(str(root), files, [0] * len(files), [""])
+
+
+def open_classes(root: Path, names: Sequence[str] | None = None) -> ClassFolders:
+    """The images of ``root/<class>/``; see ``class_folders``."""
     try:
-        return create_reader("", root=str(root), input_key=";".join(EXTENSIONS), **kwargs)
-    except RuntimeError as error:
-        raise FileNotFoundError(f"no images in {root} ({' '.join(EXTENSIONS)})") from error
+        return class_folders(root, EXTENSIONS, names)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"no images in {root}: expected one folder per class, with files of {' '.join(EXTENSIONS)}"
+        ) from error
 
 
-def open_classes(root: Path, known: dict[str, int] | None = None) -> Any:
-    """The reader of timm for ``root/<class>/``.
-
-    Args:
-        root: The folder.
-        known: The numbers of the classes; in the order of their names if None.
-
-    Raises:
-        FileNotFoundError: If there is no image in it.
-        ValueError: If images are elsewhere, which timm would take for classes, or of unknown classes.
-    """
-    reader = open_folder(root)
-    folders = {Path(folder) for folder in {os.path.dirname(path) for path, _ in reader.samples}}  # noqa: PTH120
-    elsewhere = sorted(str(folder) for folder in folders if folder.parent != root)
-    if elsewhere:
-        raise ValueError(f"expected images in {root}/<class>/ only, found some in {', '.join(elsewhere[:3])}")
-    for folder in root.iterdir():
-        if folder.is_dir() and folder not in folders and not folder.name.startswith("."):
-            _logger.warning("%s has no image (%s): it is no class", folder, " ".join(EXTENSIONS))
-    if known is None:
-        return reader
-    unknown = sorted(reader.class_to_idx.keys() - known.keys())
-    if unknown:
-        raise ValueError(f"{root} has classes that are not trained: {', '.join(unknown)}")
-    return open_folder(root, class_map=known)
-
-
-def open_folders(root: Path, val_share: float) -> tuple[Any, Any, Sequence[int] | None, Sequence[int] | None]:
-    """Readers of the training and the validation images of a folder, and which of their images.
+def open_folders(
+    root: Path, val_share: float
+) -> tuple[ClassFolders, ClassFolders, Sequence[int] | None, Sequence[int] | None]:
+    """The training and the validation images of a folder, and which of them.
 
     Args:
         root: A folder with ``train`` and ``val``, or of classes, which are split, always in the same way.
@@ -240,26 +224,16 @@ def open_folders(root: Path, val_share: float) -> tuple[Any, Any, Sequence[int] 
     """
     if not root.is_dir():
         raise FileNotFoundError(f"data.root is not a folder: {root}")
-    val = next((root / name for name in VAL_NAMES if (root / name).is_dir()), root / "val")
+    val = next((root / name for name in VAL_NAMES if holds_folders(root / name)), root / "val")
     halves = [root / "train", val]
-    if not any(half.is_dir() for half in halves):
-        reader = open_classes(root)
-        return reader, reader, *_split(reader, val_share)
+    if not any(holds_folders(half) for half in halves):
+        folders = open_classes(root)
+        return folders, folders, *folders.hold_out(val_share)
     for half in halves:
         if not half.is_dir():
             raise FileNotFoundError(f"{root} has no folder {half.name}: expected both train and val")
     train = open_classes(halves[0])
-    return train, open_classes(val, train.class_to_idx), None, None
-
-
-def _split(reader: Any, val_share: float) -> tuple[Sequence[int], Sequence[int]]:
-    labels = [label for _, label in reader.samples]
-    rare = [name for name, i in reader.class_to_idx.items() if labels.count(i) < 2]
-    if rare:
-        raise ValueError(f"a class needs two images or more to be split, these have one: {', '.join(rare)}")
-    share = max(val_share, len(reader.class_to_idx) / len(labels))
-    train, val = train_test_split(range(len(labels)), test_size=share, stratify=labels, random_state=0)
-    return train, val
+    return train, open_classes(val, train.names), None, None
 
 
 def open_hub(

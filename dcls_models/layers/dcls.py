@@ -97,7 +97,11 @@ class DclsNd(ReadsPositions, _ConvNd):
         if version not in SCHEMES:
             raise ValueError(f"version must be one of {', '.join(SCHEMES)}, got {version=}")
         if not isinstance(kernel_count, int) or kernel_count < 1:
-            raise ValueError(f"kernel_count must be a whole number of at least 1, got {kernel_count=}")
+            raise ValueError(
+                f"kernel_count must be a whole number of at least 1, got {kernel_count=}; it stands where "
+                "nn.ConvNd has the kernel size, so what makes more layers of a layer's class (LoRA on a DCLS "
+                "layer, for instance) does not work: leave DCLS layers out there"
+            )
         if min(in_channels, out_channels) < 1:
             raise ValueError(f"channels must be at least 1, got {in_channels=}, {out_channels=}")
         learned_size = sizes(dilated_kernel_size, self.learned_axes, "dilated_kernel_size")

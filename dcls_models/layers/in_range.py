@@ -5,8 +5,9 @@ state dict is written; a forward computes with ``inside``, which never looks at 
 clamp writes through ``.data``: values inside the range do not change, so nothing that autograd has saved is
 spoilt, and two forwards before one backward, or two layers that share positions, raise no error.
 
-Only a checkpoint brings positions from outside (the authors' audio trainer never clamps). They are kept
-as they are, so that the model computes what its authors' does, until something changes them.
+Only a checkpoint brings positions from outside (the authors' audio trainer never clamps), through
+``load_state_dict`` or a loader that puts new parameters in place of the old ones (transformers, accelerate).
+They are kept as they are, so that the model computes what its authors' does, until something changes them.
 """
 
 import logging
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import torch
+from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .interpolation import per_axis
@@ -40,11 +42,29 @@ def inside(positions: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
 
 def as_loaded(holder: Holder) -> bool:
     """Whether a checkpoint brought positions from outside, and they are still those."""
-    kept, positions = holder.positions_kept_at, holder.positions
-    if kept is None or torch.compiler.is_compiling() or not isinstance(positions, torch.Tensor):
-        return kept is not None  # while a graph is recorded nothing changes
-    now = _state_of(positions)
+    positions = holder.positions
+    if torch.compiler.is_compiling() or not isinstance(positions, torch.Tensor):
+        return holder.positions_kept_at is not None  # while a graph is recorded nothing changes
+    if _was_replaced(holder):
+        keep_loaded_outside(holder)
+    kept, now = holder.positions_kept_at, _state_of(positions)
+    if kept is None:
+        return False
     return kept[0] != now[0] or kept == now  # a copy is another tensor, with a history of its own
+
+
+def note_parameter(holder: Holder) -> None:
+    """Remembers which parameter the holder has, so that another one in its place is noticed."""
+    holder.positions_seen = (id(holder), id(holder._parameters["positions"]))
+
+
+def _was_replaced(holder: Holder) -> bool:
+    """Whether another parameter is in place than at the last look, in the same holder (not in a copy)."""
+    if type(holder._parameters.get("positions")) is not nn.Parameter:
+        return False  # a functional call, or a distributed tensor
+    earlier = getattr(holder, "positions_seen", (0, 0))
+    note_parameter(holder)
+    return bool(earlier[0] == id(holder) and earlier != holder.positions_seen)
 
 
 @torch.no_grad()
@@ -81,11 +101,12 @@ def _state_of(tensor: torch.Tensor) -> tuple[int, int]:
     return id(tensor), 0 if tensor.is_inference() else tensor._version
 
 
-def keep_loaded_outside(holder: Holder, incompatible_keys: Any) -> None:
+def keep_loaded_outside(holder: Holder, incompatible_keys: Any = None) -> None:
     """After a load: notes and reports positions outside the kernel."""
     positions = holder._parameters.get("positions")
     if positions is None:
         return
+    note_parameter(holder)
     holder.positions_kept_at = None
     if positions.is_meta or hasattr(positions, "placements"):
         return  # no values to look at, or only a shard of them

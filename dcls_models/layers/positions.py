@@ -14,7 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from .in_range import Holder, clamp_before_saving, clamp_positions, keep_loaded_outside, track
+from .in_range import (
+    Holder,
+    clamp_before_saving,
+    clamp_positions,
+    keep_loaded_outside,
+    note_parameter,
+    track,
+)
 from .reference_keys import translate
 
 
@@ -95,6 +102,7 @@ def hold(holder: Holder, positions: nn.Parameter, sigma: nn.Parameter | None, si
     holder.register_parameter("sigma", sigma)
     holder.positions_size = tuple(size)
     holder.positions_kept_at = None
+    note_parameter(holder)
     holder.register_load_state_dict_pre_hook(_translate_on_load)
     holder.register_load_state_dict_post_hook(keep_loaded_outside)
     holder.register_state_dict_pre_hook(clamp_before_saving)

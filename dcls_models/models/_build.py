@@ -7,10 +7,10 @@ from typing import Any
 from timm.models import build_model_with_cfg
 from torch import nn
 
-from .._timm import resolve_pretrained_cfg
-from ..checkpoint import CheckpointError, Rename, allow_namespace, convert, fetch, read
-from ..layers.dcls import sizes
-from ..spectrogram import MEAN, STD
+from dcls_models._timm import resolve_pretrained_cfg
+from dcls_models.checkpoint import CheckpointError, Rename, allow_namespace, check_whole, convert, fetch, read
+from dcls_models.layers.dcls import sizes
+from dcls_models.spectrogram import MEAN, STD
 
 AUDIO_CFG = {
     "num_classes": 527,
@@ -23,7 +23,7 @@ AUDIO_CFG = {
 
 
 def authors(url: str, paper: str) -> dict[str, Any]:
-    """The part of a default cfg that says where the authors' weights are, and where their terms stand."""
+    """The part of a default cfg that points to the authors' weights and their licence."""
     record = url.split("/files/")[0]
     return {
         "url": url,
@@ -58,20 +58,13 @@ def build(
     size = kwargs.get("dilated_kernel_size", 1)
     if any(k % 2 == 0 for k in sizes(size, 2, "dilated_kernel_size")):
         raise ValueError(f"dilated_kernel_size of {variant} must be odd, got {size}")
-    source = ""
-    if pretrained:
-        cfg = resolve_pretrained_cfg(
-            variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay")
-        )
-        if cfg.source or cfg.state_dict:
-            pass  # a folder, the Hub or tensors: timm reads those
-        elif cfg.file:
-            file = str(Path(cfg.file).expanduser())
-            read(file)
-            kwargs["pretrained_cfg_overlay"] = {**(kwargs.get("pretrained_cfg_overlay") or {}), "file": file}
-            source = f"{cfg.file}: "
-        elif cfg.url and not cfg.hf_hub_id:
-            source = f"{fetch(str(cfg.url), kwargs.get('cache_dir'))}: "
+    file, url = _where(variant, **kwargs) if pretrained else ("", "")
+    if file:
+        overlay = kwargs.get("pretrained_cfg_overlay") or {}
+        kwargs["pretrained_cfg_overlay"] = {**overlay, "file": file}
+        check_whole(file)
+    elif url:
+        file = str(fetch(url, kwargs.get("cache_dir")))
     headless = bool(kwargs.get("features_only"))
     try:
         with allow_namespace():
@@ -83,7 +76,21 @@ def build(
                 **kwargs,
             )
     except CheckpointError as error:
-        raise CheckpointError(f"{source}{error}") from error
+        raise CheckpointError(f"{file}: {error}" if file else str(error)) from error
+    except Exception:
+        if file:
+            read(file)  # if the file is to blame, this says so in one line
+        raise
+
+
+def _where(variant: str, **kwargs: Any) -> tuple[str, str]:
+    """The file or else the URL that ``build`` reads; neither if timm reads a folder, the Hub or tensors."""
+    cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
+    if cfg.source or cfg.state_dict:
+        return "", ""
+    if cfg.file:
+        return str(Path(cfg.file).expanduser()), ""
+    return "", str(cfg.url) if cfg.url and not cfg.hf_hub_id else ""
 
 
 class PositionsInTimm:

@@ -6,8 +6,9 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import generate_default_cfgs, register_model
 from timm.models.convnext import ConvNeXt, checkpoint_filter_fn
 
-from ..dclsify import dclsify
-from ..spectrogram import LogMel
+from dcls_models.dclsify import dclsify
+from dcls_models.spectrogram import LogMel
+
 from ._build import AUDIO_CFG, PositionsInTimm, authors, build, spectrogram_stem
 
 

@@ -8,9 +8,10 @@ from timm.models import generate_default_cfgs, register_model
 from timm.models.fastvit import FastVit, RepConditionalPosEnc, checkpoint_filter_fn
 from torch import nn
 
-from ..dclsify import dclsify
-from ..spectrogram import LogMel
-from ..strided import slice_strided
+from dcls_models.dclsify import dclsify
+from dcls_models.spectrogram import LogMel
+from dcls_models.strided import slice_strided
+
 from ._build import AUDIO_CFG, PositionsInTimm, authors, build, spectrogram_stem
 
 ATTENTION_LAST: dict[str, Any] = {

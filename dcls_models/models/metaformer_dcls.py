@@ -13,8 +13,9 @@ from timm.models.metaformer import (
     checkpoint_filter_fn,
 )
 
-from ..dclsify import dclsify
-from ..spectrogram import LogMel
+from dcls_models.dclsify import dclsify
+from dcls_models.spectrogram import LogMel
+
 from ._build import AUDIO_CFG, PositionsInTimm, authors, build, spectrogram_stem
 
 CONVFORMER: dict[str, Any] = {"token_mixers": SepConv, "norm_layers": LayerNorm2dNoBias}

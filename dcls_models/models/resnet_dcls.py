@@ -7,7 +7,8 @@ from timm.models import generate_default_cfgs, register_model
 from timm.models.resnet import Bottleneck, ResNet
 from torch import nn
 
-from ..dclsify import dclsify
+from dcls_models.dclsify import dclsify
+
 from ._build import PositionsInTimm, authors, build
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from ..files import one_line, some
-from ..folders import files_below
+from dcls_models.files import one_line, some
+from dcls_models.folders import files_below
+
 from .files import FileSounds
 from .reading import EXTENSIONS, resampled
 

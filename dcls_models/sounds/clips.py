@@ -8,7 +8,8 @@ from typing import Protocol
 import torch
 from torch.utils.data import Dataset
 
-from ..files import one_line, some
+from dcls_models.files import one_line, some
+
 from .reading import fitted
 
 _logger = logging.getLogger(__name__)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from ..folders import ClassFolders, class_folders
+from dcls_models.folders import ClassFolders, class_folders
+
 from .reading import EXTENSIONS, read_sound, seconds_of
 
 

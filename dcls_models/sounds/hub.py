@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from ..files import one_line, some
+from dcls_models.files import one_line, some
+
 from .reading import read_sound, seconds_of
 
 

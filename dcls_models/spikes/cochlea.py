@@ -2,7 +2,7 @@
 
 import torch
 
-from ..spectrogram import mel_filters
+from dcls_models.spectrogram import mel_filters
 
 RATE = 22050  # samples per second
 HOP = 220  # samples per frame: 10 ms

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..files import one_line
+from dcls_models.files import one_line
+
 from .binning import Binning, binned
 
 

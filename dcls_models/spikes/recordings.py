@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ..files import one_line, some
-from ..folders import class_folders
-from ..sounds import EXTENSIONS, fitted, read_sound
-from ..spectrogram import LogMel
+from dcls_models.files import one_line, some
+from dcls_models.folders import class_folders
+from dcls_models.sounds import EXTENSIONS, fitted, read_sound
+from dcls_models.spectrogram import LogMel
+
 from .binning import Binning
 from .cochlea import CHANNELS, RATE, to_spikes
 from .hdf5 import EventFile

@@ -1,6 +1,5 @@
 """The engines that deployed models are timed with."""
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +13,7 @@ _PRECISIONS = {"onnxruntime": {torch.float32: ""}, "openvino": {torch.float32: "
 
 
 def run_by(
-    engine: str, model: nn.Module, images: torch.Tensor, dtype: torch.dtype, trims: bool
+    engine: str, model: nn.Module, images: torch.Tensor, dtype: torch.dtype, trims: bool, file: Path
 ) -> Callable[[], object]:
     """A call that runs a model in onnxruntime or openvino, with as many threads as torch has.
 
@@ -24,6 +23,7 @@ def run_by(
         images: The batch that it runs on; openvino is told its size.
         dtype: The type that it computes in: float32, or bfloat16 by openvino.
         trims: Whether empty borders of kernels are cut off.
+        file: The model as ONNX; written unless it is there.
 
     Raises:
         ValueError: If the engine is not installed, or does not compute in that type.
@@ -32,15 +32,14 @@ def run_by(
         raise ValueError(
             f"{engine} runs on the cpu, in float32 (openvino in bfloat16 too): change the others"
         )
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        try:
-            write_onnx(model, path, images.expand(max(2, len(images)), -1, -1, -1), trims=trims)
-            make = _by_openvino if engine == "openvino" else _by_onnxruntime
-            return make(path, images, _PRECISIONS[engine][dtype])
-        except ImportError as error:
-            needs = "onnx onnxscript onnxruntime openvino"
-            raise ValueError(f"--engine {engine} needs {error.name}: pip install {needs}") from error
+    try:
+        if not file.exists():
+            write_onnx(model, file, images.expand(max(2, len(images)), -1, -1, -1), trims=trims)
+        make = _by_openvino if engine == "openvino" else _by_onnxruntime
+        return make(file, images, _PRECISIONS[engine][dtype])
+    except ImportError as error:
+        needs = "onnx onnxscript onnxruntime openvino"
+        raise ValueError(f"--engine {engine} needs {error.name}: pip install {needs}") from error
 
 
 def _by_onnxruntime(path: Path, images: torch.Tensor, precision: str) -> Callable[[], object]:

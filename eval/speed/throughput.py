@@ -1,7 +1,9 @@
 """Training steps and inference of whole models, side by side in one run."""
 
 import argparse
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
@@ -54,6 +56,7 @@ class Settings(NamedTuple):
         dtype: float32, or a shorter one for autocast.
         compiled: Whether to ``torch.compile`` the models.
         pretrained: Whether to load weights; only trimming depends on them.
+        layouts: Memory layouts to try, of ``LAYOUTS``; the faster one of a model counts.
     """
 
     batch_size: int = 4
@@ -62,6 +65,7 @@ class Settings(NamedTuple):
     dtype: torch.dtype = torch.float32
     compiled: bool = False
     pretrained: bool = False
+    layouts: tuple[str, ...] = tuple(LAYOUTS)
 
 
 def build(name: str, mode: str, pretrained: bool = False) -> nn.Module:
@@ -138,24 +142,35 @@ def throughput(
         runs), ``images_per_second`` and ``speed`` (times that of the baseline).
     """
     rows = []
-    for mode, engine in [(m, e) for m in modes for e in (engines if m == "deployed" else ENGINES[:1])]:
-        best = {name: _best_layout(name, mode, engine, settings) for name in names}
-        timings = time_in_turns({name: step for name, (_, step) in best.items()}, settings.device, rounds)
-        for name, ms in timings.items():
-            row = {"model": name, "mode": mode, "engine": engine, "layout": best[name][0]}
-            row["ms"] = ms._asdict()
-            row["images_per_second"] = round(1e3 * settings.batch_size / ms.median, 2)
-            row["speed"] = round(timings[names[0]].median / ms.median, 4)
-            rows.append(row)
-        del best  # the models, before the next are made
+    with tempfile.TemporaryDirectory() as folder:  # of ONNX files, which the engines share
+        for mode, engine in [(m, e) for m in modes for e in (engines if m == "deployed" else ENGINES[:1])]:
+            best = _ready(names, mode, engine, settings, Path(folder))
+            steps = {name: step for name, (_, step) in best.items()}
+            timings = time_in_turns(steps, settings.device, rounds)
+            for name, ms in timings.items():
+                row = {"model": name, "mode": mode, "engine": engine, "layout": best[name][0]}
+                row["ms"] = ms._asdict()
+                row["images_per_second"] = round(1e3 * settings.batch_size / ms.median, 2)
+                row["speed"] = round(timings[names[0]].median / ms.median, 4)
+                rows.append(row)
+            del best, steps  # the models, before the next are made
     return rows
 
 
-def _best_layout(name: str, mode: str, engine: str, settings: Settings) -> tuple[str, Callable[[], object]]:
-    if mode == "deployed":
-        return _deployed_step(name, engine, settings)
+def _ready(
+    names: Sequence[str], mode: str, engine: str, settings: Settings, folder: Path
+) -> dict[str, tuple[str, Callable[[], object]]]:
+    """Per name the layout, and what is timed."""
+    if mode != "deployed":
+        return {name: _best_layout(name, mode, settings) for name in names}
+    files = {name: folder / f"{number}.onnx" for number, name in enumerate(names)}
+    return {name: _deployed_step(name, engine, settings, file) for name, file in files.items()}
+
+
+def _best_layout(name: str, mode: str, settings: Settings) -> tuple[str, Callable[[], object]]:
     steps = {}
-    for layout, memory_format in LAYOUTS.items():
+    for layout in settings.layouts:
+        memory_format = LAYOUTS[layout]
         model = build(name, mode, settings.pretrained).to(settings.device, memory_format=memory_format)
         images = _images(model, settings).contiguous(memory_format=memory_format)
         if settings.compiled:
@@ -178,12 +193,13 @@ def _layout_of(model: Any) -> str:
     return "channels_last" if model.deployment["channels_last"] else "contiguous"
 
 
-def _deployed_step(name: str, engine: str, settings: Settings) -> tuple[str, Callable[[], object]]:
+def _deployed_step(
+    name: str, engine: str, settings: Settings, file: Path
+) -> tuple[str, Callable[[], object]]:
     if engine != "torch":
-        model = build(name, "deployed", settings.pretrained)
-        return "contiguous", run_by(
-            engine, model, _images(model, settings), settings.dtype, name.startswith(TRIMMED)
-        )
+        model, trims = build(name, "deployed", settings.pretrained), name.startswith(TRIMMED)
+        images = _images(model, settings)
+        return "contiguous", run_by(engine, model, images, settings.dtype, trims, file)
     model, images = deployed(name, settings)
     layout = _layout_of(model)
     if settings.compiled:
@@ -254,12 +270,13 @@ def run(arguments: argparse.Namespace) -> None:
         getattr(torch, arguments.dtype),
         arguments.compile,
         arguments.pretrained,
+        tuple(arguments.layouts),
     )
     if arguments.engine != ["torch"] and "deployed" not in arguments.modes:
         raise ValueError("--engine is of deployed models: give --modes deployed")
     rows = throughput(arguments.models, arguments.modes, settings, arguments.rounds, arguments.engine)
-    print(table(rows))
     write_result(arguments, {"rows": rows}, lambda: draw(rows))
+    print(table(rows))
 
 
 def add_commands(commands: Any) -> None:
@@ -282,5 +299,7 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--batch-size", type=at_least_1, default=4)
     command.add_argument("--img-size", type=at_least_1, help="pixels; each model's own by default")
     command.add_argument("--compile", action="store_true", help="torch.compile the models")
+    layouts_help = "memory layouts to try; the faster one counts"
+    command.add_argument("--layouts", nargs="+", default=list(LAYOUTS), choices=LAYOUTS, help=layouts_help)
     command.add_argument("--pretrained", action="store_true", help=f"with weights, for {TRIMMED}NAME")
     command.set_defaults(run=run)

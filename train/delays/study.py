@@ -107,6 +107,21 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return table
 
 
+def markdown(table: dict[str, Any]) -> str:
+    """The table of docs/delays.md."""
+    lines = [
+        "| condition | synapses | trained numbers | seeds | mean ± standard deviation | each |",
+        "|---|---:|---:|---:|---:|---|",
+    ]
+    for condition, row in table.items():
+        mean = "not run" if row["mean"] is None else f"{row['mean']:.1f}"
+        spread = "" if row["std"] is None else f" ± {row['std']:.1f}"
+        each = ", ".join(f"{value:.1f}" for value in row["top1"])
+        numbers = f"{row['synapses']:,} | {row['trained']:,} | {len(row['seeds'])}"
+        lines.append(f"| {condition} | {numbers} | {mean}{spread} | {each} |")
+    return "\n".join(lines)
+
+
 def draw(table: dict[str, Any], picture: Path) -> None:
     """Draws each seed as a dot, and the mean as a line."""
     figure, axis = plt.subplots(figsize=(9, 3.8), layout="constrained")
@@ -151,4 +166,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             record = provenance("delays_study", command, packages=("pytorch-lightning", "espeakng-loader"))
             table = summary([run for run in runs if run["epochs"] == options.epochs])
             write_json(path, {**record, "results": table, "runs": runs})
-    draw(summary([run for run in runs if run["epochs"] == options.epochs]), options.out / "delays_study.png")
+    table = summary([run for run in runs if run["epochs"] == options.epochs])
+    draw(table, options.out / "delays_study.png")
+    print(markdown(table))

@@ -13,7 +13,8 @@ from functools import reduce
 import torch
 from torch.nn import functional as F
 
-from ..interpolation import without_autocast
+from dcls_models.layers.interpolation import without_autocast
+
 from .layout import layout_of
 
 # Measured with torch 2.15 (oneDNN 3) on x86-64, images of 7 to 56 pixels, K of 3 to 31; AVX2 by switching

@@ -56,8 +56,7 @@ def chosen(input: torch.Tensor, weight: torch.Tensor, padding: Sequence[int]) ->
         return False
     if os.environ.get("DCLS_TRITON") == "1":
         return True
-    capability = torch.cuda.get_device_capability(input.device)
-    return (capability, input.dtype, weight.shape[-1], input.shape[-2]) in FASTER
+    return (_capability(input.device), input.dtype, weight.shape[-1], input.shape[-2]) in FASTER
 
 
 def supports(input: torch.Tensor, weight: torch.Tensor, padding: Sequence[int]) -> bool:
@@ -79,7 +78,17 @@ def supports(input: torch.Tensor, weight: torch.Tensor, padding: Sequence[int]) 
     sides = zip(input.shape[2:], weight.shape[2:], padding, strict=True)
     if not all(k in KERNELS and 0 <= p < k and i + 2 * p >= k for i, k, p in sides):
         return False
-    return _runs_on(input.device)
+    return _may_run_on(input.device)
+
+
+@torch.compiler.assume_constant_result  # torch.compile cannot trace these questions
+def _may_run_on(device: torch.device) -> bool:
+    return _runs_on(device)
+
+
+@torch.compiler.assume_constant_result
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 @lru_cache
