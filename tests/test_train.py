@@ -528,6 +528,7 @@ class TestErrors:
     def test_a_wrong_checkpoint(self, whole, images, tmp_path):
         (tmp_path / "damaged.ckpt").write_bytes((whole / "checkpoints" / "last.ckpt").read_bytes()[:3000])
         other = ["--model.model_kwargs", "{depths: [1, 1, 1, 1], dims: [8, 8, 8, 24], patch_size: 2}"]
+        other += ["--model.ema_decay", "0.9"]
         cases = [(tmp_path / "damaged.ckpt", []), (whole / "checkpoints" / "last.ckpt", other)]
         for path, flags in cases:
             with pytest.raises(SystemExit) as exited:

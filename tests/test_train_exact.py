@@ -146,7 +146,7 @@ def check(case: Case, sources: dict[str, list[str]], undisturbed: Any, run: Path
     if kill is None:
         start(case, run, sources, *case.first)
     else:
-        with pytest.raises((Killed, torch.multiprocessing.ProcessRaisedException)):
+        with pytest.raises((Killed, torch.multiprocessing.ProcessExitedException)):
             start(case, run, sources, kill=kill)
     if case.moment == "after validation":
         shutil.copy(run / "checkpoints" / "best.ckpt", run / "checkpoints" / "last.ckpt")
