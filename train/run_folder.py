@@ -60,16 +60,18 @@ def check_checkpoint(path: Path, name: str) -> Run:
     return run
 
 
+SPLIT = "cannot go on with another split: it would validate on images that it has learned"
 # Options with which a training cannot go on if they are others than in its checkpoint, and why.
 FIXED = {
     "model.opt": "cannot go on with another optimizer",
     "model.head_only": "cannot go on with other parameters in the optimizer",
     "model.layer_decay": "cannot go on with other groups in the optimizer",
     "model.blocks_per_layer": "cannot go on with other groups in the optimizer",
-    "data.val_share": "cannot go on with another split: it would validate on images that it has learned",
+    "data.val_share": SPLIT,
+    "data.files_sha256": SPLIT,
 }
 # Options that decide only on how a training starts, or that the model's and the data's checks compare.
-STARTING = {"pretrained", "warm_start", "num_classes", "class_names", "names", "predict_root"}
+STARTING = {"pretrained", "warm_start", "num_classes", "class_names", "names", "predict_root", "held_out"}
 
 
 def compare(part: str, stored: dict[str, Any], now: dict[str, Any]) -> None:
@@ -86,6 +88,10 @@ def compare(part: str, stored: dict[str, Any], now: dict[str, Any]) -> None:
     for key in sorted((stored.keys() & now.keys()) - STARTING):
         if _plain(stored[key]) == _plain(now[key]):
             continue
+        if key == "files_sha256":  # of the images that were trained on
+            _logger.warning("the files to train on are others than those of the checkpoint")
+            if not stored.get("held_out"):
+                continue
         changed = f"{part}.{key} was {stored[key]!r}, now it is {now[key]!r}"
         reason = FIXED.get(f"{part}.{key}")
         if key == "ema_decay" and None in (stored[key], now[key]):
