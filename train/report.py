@@ -38,6 +38,7 @@ class Report(pl.Callback):
     measures = ("loss", "top1", "top5")  # of a validation
     headline = "top1"
     command = "python -m train"
+    drawn = "curves, confusions and predictions"
 
     def __init__(self, pictures: bool = True) -> None:
         self.pictures = pictures
@@ -103,7 +104,7 @@ class Report(pl.Callback):
                 write_picture(picture, self.draw_seen, names, trainer.datamodule)
         for line in trainer.datamodule.unreadable():
             _logger.warning("%s", line)
-        print(next_steps(trainer, self.command, self.headline), file=sys.stderr)
+        print(_next_steps(trainer, self), file=sys.stderr)
 
     def draw_seen(self, names: list[str], data: Any) -> Figure:
         """Draws what was kept of the validation."""
@@ -140,21 +141,22 @@ class PredictionWriter(BasePredictionWriter):
         print(f"wrote {file}", file=sys.stderr)
 
 
-def next_steps(trainer: pl.Trainer, command: str = "python -m train", headline: str = "top1") -> str:
+def _next_steps(trainer: pl.Trainer, report: Report) -> str:
     """What a training gave, and what somebody types after it."""
     root = trainer.default_root_dir
     typed = shlex.quote(str(root))
     longer = 2 * max(1, trainer.current_epoch)
-    scores = {k: v for k, v in trainer.callback_metrics.items() if k.startswith(f"val/{headline}")}
+    headline = f"val/{report.headline}"
+    scores = {k: v for k, v in trainer.callback_metrics.items() if k.startswith(headline)}
     said = in_words(scores, None) if scores else "nothing was validated (was there an epoch left?)"
     if not (Path(root) / "checkpoints" / "last.ckpt").is_file():
         return f"\n{said}; there is no checkpoint."
     return (
-        f"\n{said}; curves, confusions and predictions are drawn in {root}.\n"
+        f"\n{said}; {report.drawn} are drawn in {root}.\n"
         "Next:\n"
         f"  python -m hub export --checkpoint {typed}/checkpoints/last.ckpt --out {typed}\n"
         f"  tensorboard --logdir {typed}\n"
-        f"  {command} fit --config {typed}/logs/config.yaml --ckpt_path last "
+        f"  {report.command} fit --config {typed}/logs/config.yaml --ckpt_path last "
         f"--trainer.max_epochs {longer}"
     )
 

@@ -23,6 +23,7 @@ class TagReport(Report):
     measures = ("loss", "map", "top1")
     headline = "map"
     command = "python -m train.audio"
+    drawn = "curves and predictions"
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Counts no confusions: a sound may have several classes."""
@@ -68,7 +69,9 @@ def draw_tags(
 ) -> None:
     """Draws a spectrogram ``(mels, frames)`` with its own tags above it and the likeliest ones in it."""
     mels = len(spectrogram)
-    axis.imshow(spectrogram, origin="lower", aspect="auto", extent=(0, seconds, 0, mels), cmap="magma")
+    axis.imshow(
+        spectrogram.numpy(), origin="lower", aspect="auto", extent=(0, seconds, 0, mels), cmap="magma"
+    )
     own = ", ".join(names[i] for i in target.nonzero().flatten().tolist())
     axis.set_title(own, fontsize=9)
     axis.set(xlabel="seconds", ylabel="mel band")
