@@ -12,6 +12,32 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+def check_writable(path: Path, name: str) -> None:
+    """Makes the folder of a file to write, and proves that a file can be written there, before any work.
+
+    Args:
+        path: The file.
+        name: Of the option that gives it.
+
+    Raises:
+        ValueError: If it cannot, in one line.
+    """
+    if path.is_dir():
+        raise ValueError(f"{name} must be a file, got the folder {path}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _beside(path).write_bytes(bytes(4096))
+        _beside(path).unlink()
+    except OSError as error:
+        raise ValueError(
+            f"{name} {path} cannot be written ({error.strerror}): make room there, or give another place"
+        ) from error
+
+
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
     """Gives a path beside ``path`` to write a file to, and moves the file to ``path`` at the end.
@@ -19,7 +45,7 @@ def replaced(path: Path) -> Iterator[Path]:
     So ``path`` is always the whole old file or the whole new one. After an error or an interruption the old
     one is still there and nothing lies beside it.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = _beside(path)
     try:
         yield part
         part.replace(path)

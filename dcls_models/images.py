@@ -3,16 +3,22 @@
 from pathlib import Path
 from typing import IO, Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data import create_transform, resolve_data_config
 from torch import nn
+
+from .files import one_line
 
 # What a folder of images may hold: everything that Pillow reads safely. Of an animation, the first frame.
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 
 
-def read_image(file: str | Path | IO[bytes] | Image.Image) -> Image.Image:
+def read_image(file: str | Path | IO[bytes] | Image.Image, exif: bool = False) -> Image.Image:
     """Reads an image as RGB.
+
+    Args:
+        file: The file, or an image that is open.
+        exif: Whether it is turned as its EXIF data say; timm and torchvision do not.
 
     Raises:
         ValueError: If it is not one, is too large to be safe, or has more than 8 bits a channel, which
@@ -25,9 +31,11 @@ def read_image(file: str | Path | IO[bytes] | Image.Image) -> Image.Image:
                 raise ValueError(
                     f"its pixels have more than 8 bits (mode {image.mode}), save it with 8 bits a channel"
                 )
-            return image.convert("RGB")
-    except (Image.DecompressionBombError, SyntaxError) as error:  # SyntaxError: a broken PNG
-        raise ValueError(str(error)) from error
+            return (ImageOps.exif_transpose(image) if exif else image).convert("RGB")
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # decoders raise anything, and DecompressionBombError for too many pixels
+        raise ValueError(one_line(error)) from error
 
 
 def transform_of(model: nn.Module, **changes: Any) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from dcls_models.files import locked
+from dcls_models.files import check_writable, locked
 from eval import delays, predict, processes, report
 from eval.audio import tagging
 from eval.classification import accuracy, robustness
@@ -33,20 +33,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else list(argv)
     arguments = parser().parse_args(argv)
     arguments.argv = argv
-    _check_output(arguments)
+    for name in WRITTEN:
+        if file := getattr(arguments, name, None):
+            check_writable(file, f"--{name.replace('_', '-')}")
     if getattr(arguments, "device", "cpu").startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"--device {arguments.device}: torch finds no CUDA device here")
     with _output_lock(arguments):
         arguments.run(arguments)
-
-
-def _check_output(arguments: argparse.Namespace) -> None:
-    """Makes the folders of the files to write, before the work begins."""
-    for name in WRITTEN:
-        if file := getattr(arguments, name, None):
-            if file.is_dir():
-                raise ValueError(f"--{name.replace('_', '-')} must be a file, got the folder {file}")
-            file.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _output_lock(arguments: argparse.Namespace) -> contextlib.AbstractContextManager[None]:

@@ -3,11 +3,16 @@
 import argparse
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+from urllib.error import URLError
 
 import torch
 from torch import nn
 
+from dcls_models.files import one_line
 from dcls_models.loading import load_model
+
+CLIENTS = {"huggingface_hub", "httpx", "httpcore", "requests", "urllib3"}  # raise errors of their own
 
 
 def at_least_1(text: str) -> int:
@@ -61,16 +66,50 @@ def baseline_option() -> argparse.ArgumentParser:
     return parent
 
 
+def load(
+    name: str | None, checkpoint: Path | None = None, option: str = "--model", **kwargs: Any
+) -> nn.Module:
+    """``load_model``, where a download that fails says what can be given instead.
+
+    Args:
+        name: A timm name, a folder or a Hub id.
+        checkpoint: Of the trainer.
+        option: Of the command line, that gives the name.
+        **kwargs: As in ``load_model``.
+
+    Raises:
+        ValueError: If weights cannot be downloaded; also what ``load_model`` raises.
+    """
+    try:
+        return load_model(name, checkpoint, **kwargs)
+    except Exception as error:
+        if checkpoint or not _is_of_a_download(error):
+            raise
+        reason = one_line(error).partition("; try again")[0]
+        raise ValueError(
+            f"{option} {name}: its weights cannot be downloaded ({reason}); try again later, or give weights "
+            f"that are here: {option} local-dir:FOLDER, which python -m hub convert makes of a file of the "
+            "authors, and python -m hub download of a repository"
+        ) from error
+
+
+def _is_of_a_download(error: Exception) -> bool:
+    """Whether timm, huggingface_hub or the authors' server did not give a file."""
+    package = type(error).__module__.partition(".")[0]
+    return package in CLIENTS or isinstance(error, URLError) or str(error).startswith("cannot download")
+
+
 def models(arguments: argparse.Namespace) -> Iterator[tuple[str, nn.Module]]:
     """Names and models of ``model_options`` and ``baseline_option``, the baseline first, one at a time.
 
     They are in eval mode, on ``arguments.device``, and take no gradients.
     """
-    sources: list[tuple[str | None, Path | None]] = [(arguments.model, arguments.checkpoint)]
+    sources = {"--model": (arguments.model, arguments.checkpoint)}
     if baseline := arguments.baseline:
-        sources.insert(0, (None, Path(baseline)) if Path(baseline).is_file() else (baseline, None))
-    for name, checkpoint in sources:
-        model = load_model(name, checkpoint).requires_grad_(False).to(arguments.device)
+        is_file = Path(baseline).is_file()
+        sources = {"--baseline": (None, Path(baseline)) if is_file else (baseline, None), **sources}
+    for option, (name, checkpoint) in sources.items():
+        model = load(name, checkpoint, option).requires_grad_(False).to(arguments.device)
         yield str(checkpoint or name), model
 
 

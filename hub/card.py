@@ -168,6 +168,11 @@ def _read_accuracy(path: Path) -> dict[str, Any]:
     result = result_of(path)
     if "n" not in result or not any(isinstance(result.get(key), int | float) for key in METRICS):
         raise HubError(f"{path} has no accuracy: give what python -m eval accuracy wrote with --output")
+    if result.get("trained_on"):
+        raise HubError(
+            f"{path} was measured on the images that the model was trained on: measure others, or those that "
+            "were held out, with python -m eval accuracy --held-out"
+        )
     if result.get("classes", TOP + 1) <= TOP:
         result.pop("top5", None)
     return result
@@ -226,7 +231,18 @@ def _usage(config: dict[str, Any], model: str) -> str:
     return (
         f"## How to use it\n\n{install}```python\n{imports}\n"
         f'model = timm.create_model("{model}", pretrained=True).eval()\n'
-        f"logits = model(torch.randn(1, {size}))\n```\n"
+        f"logits = model(torch.randn(1, {size}))\n```\n\n{_usage_by_transformers(model, ours)}"
+    )
+
+
+def _usage_by_transformers(model: str, ours: bool) -> str:
+    place = model.partition(":")[2]
+    return (
+        "Or with transformers:\n\n```python\n"
+        + "import dcls_models  # first: it registers the model\n" * ours
+        + "from transformers import AutoImageProcessor, AutoModelForImageClassification\n\n"
+        f'processor = AutoImageProcessor.from_pretrained("{place}")\n'
+        f'model = AutoModelForImageClassification.from_pretrained("{place}")\n```\n'
     )
 
 

@@ -31,7 +31,8 @@ from timm.utils import accuracy as timm_accuracy
 
 from dcls_models._timm import save_for_hf
 from eval.classification import metrics
-from eval.classification.data import UNREADABLE, match_classes, open_samples
+from eval.classification.classes import match_classes
+from eval.classification.data import UNREADABLE, open_samples
 from eval.classification.evaluate import evaluate, set_up
 from eval.classification.store import Predictions
 from eval.cli import main

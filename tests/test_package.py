@@ -40,7 +40,7 @@ MAY_IMPORT = {
         "dcls_models._timm",
     },
     "dcls_models.provenance": set(),
-    "dcls_models.images": set(),
+    "dcls_models.images": {"dcls_models.files"},
     "dcls_models.sounds": {"dcls_models.sounds", "dcls_models.files", "dcls_models.folders"},
     "dcls_models.spikes": {
         "dcls_models.spikes",
@@ -181,6 +181,13 @@ class TestImports:
         assert not found & {"eval.cli", "eval.report"}
 
 
+def test_the_commands_of_a_checkout_run_from_anywhere(tmp_path: Path) -> None:
+    run = [sys.executable, "-m", "dcls_models", "hub", "verify", "nowhere"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120)
+    assert (done.returncode, done.stderr) == (1, "error: there is no folder nowhere\n")
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the source distribution and the wheel that is built from it."""
@@ -218,7 +225,7 @@ class TestDistributions:
         assert metadata["License-Expression"] == "MIT"
         needs = [n for n in metadata.get_all("Requires-Dist") if "extra ==" not in n]
         assert sorted(re.split(r"[<>=!~ ]", n)[0] for n in needs) == ["timm", "torch"]
-        extras = {"train", "eval", "robustness", "hub", "dense", "audio", "all", "dev"}
+        extras = {"train", "eval", "robustness", "hub", "dense", "audio", "delays", "onnx", "all", "dev"}
         assert set(metadata.get_all("Provides-Extra")) == extras
         assert "DCLS" in metadata.get_payload()
 
@@ -337,6 +344,15 @@ class TestInstalled:
     def test_version(self, used: dict[str, str]) -> None:
         assert used["version"] == used["metadata"]
         assert re.fullmatch(r"\d+\.\d+\.\d+", used["version"])
+
+    def test_a_command_that_is_not_installed_says_where_it_is(
+        self, used: dict[str, str], environment: Path
+    ) -> None:
+        done = run_in(environment, "-m", "dcls_models")
+        assert done.returncode == 0 and used["version"] in done.stdout and "clone it" in done.stdout
+        done = run_in(environment, "-m", "dcls_models", "train", "fit")
+        assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+        assert "train is not installed with the library" in done.stderr and "clone it" in done.stderr
 
     def test_importing_says_nothing(self, used: dict[str, str]) -> None:
         assert used["said"] == ""

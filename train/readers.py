@@ -1,20 +1,20 @@
 """Images from timm's readers: folders, Hugging Face data sets (``hfds/``), webdataset shards (``wds/``)."""
 
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from sklearn.model_selection import train_test_split
 from timm.data import create_dataset
 from timm.data.readers import create_reader
-from torch.utils.data import Dataset, IterableDataset, get_worker_info
+from torch.utils.data import Dataset, IterableDataset, default_collate, get_worker_info
 
 from dcls_models.files import one_line
+from dcls_models.folders import ClassFolders, class_folders, files_below, holds_folders
 from dcls_models.images import EXTENSIONS, read_image
+from train.errors import DataError
 from train.samplers import PADDING
 from train.seeding import mixed, seed_from
 
@@ -27,52 +27,64 @@ Sample = tuple[torch.Tensor, int]
 Transform = Callable[[Image.Image], torch.Tensor]
 
 
-class DataError(RuntimeError):
-    """A data set cannot be used: which file, and why."""
-
-
 class Samples(Dataset[Sample]):
     """Some or all images of a reader with random access.
 
-    An image that cannot be read is remembered in ``unreadable`` and logged. In training the next one takes
-    its place; in evaluation its label is ``IGNORED``.
+    An image that cannot be read is remembered in ``unreadable`` and logged. In training its batch is smaller
+    by one (see ``collate``); in evaluation its label is ``IGNORED``.
 
     Args:
         reader: One of timm's readers.
         transform: From a PIL image to a tensor ``(3, img_size, img_size)``.
         indices: Which images of the reader; all by default.
-        training: Whether a readable image has to be found.
+        training: Whether unreadable images are left out.
+        exif: Whether images are turned as their EXIF data say.
     """
 
     def __init__(
-        self, reader: Any, transform: Transform, indices: Sequence[int] | None = None, training: bool = False
+        self,
+        reader: Any,
+        transform: Transform,
+        indices: Sequence[int] | None = None,
+        training: bool = False,
+        exif: bool = False,
     ) -> None:
         self.reader = reader
         self.transform = transform
         self.indices = range(len(reader)) if indices is None else indices
-        self.training = training
+        self.training, self.exif = training, exif
         self.unreadable = torch.zeros(len(self.indices), dtype=torch.bool).share_memory_()  # by all workers
 
     def __len__(self) -> int:
         """How many images there are."""
         return len(self.indices)
 
-    def __getitem__(self, index: int) -> Sample:
-        """An image and its label."""
+    def __getitem__(self, index: int) -> Sample | None:
+        """An image and its label; None in training if it cannot be read."""
         if index == PADDING[0]:
             return self._nothing()
-        for _ in range(IN_A_ROW if self.training else 1):
-            try:
-                image, label = self._read(index)
-            except Exception as error:  # decoders raise anything
-                self._note(index, error)
-                index = (index + 1) % len(self)
-            else:
-                return self.transform(image), label
-        if self.training:
-            last = self.filename((index - 1) % len(self))
+        try:
+            image, label = self._read(index)
+        except Exception as error:  # decoders raise anything
+            self._note(index, error)
+            return None if self.training else self._nothing()
+        return self.transform(image), label
+
+    def collate(self, samples: list[Sample | None]) -> Any:
+        """A batch of the images that could be read; if none could, of another one.
+
+        Raises:
+            DataError: If images drawn at random cannot be read either.
+        """
+        readable = [sample for sample in samples if sample is not None]
+        for _ in range(0 if readable else IN_A_ROW):
+            index = int(torch.randint(len(self), ()))
+            if (sample := self[index]) is not None:
+                return default_collate([sample])
+        if not readable:
+            last = self.filename(index)
             raise DataError(f"{IN_A_ROW} images in a row cannot be read, the last one {last}")
-        return self._nothing()
+        return default_collate(readable)
 
     def filename(self, index: int) -> str:
         """Where an image comes from."""
@@ -87,12 +99,13 @@ class Samples(Dataset[Sample]):
         if not found:
             return ""
         names = ", ".join(self.filename(i) for i in found[:3])
-        return f"{len(found)} of {len(self)} images could not be read: {names}{', ...' * (len(found) > 3)}"
+        names += ", ..." * (len(found) > 3)
+        return f"{len(found)} of {len(self)} images could not be read and were left out: {names}"
 
     def _read(self, index: int) -> tuple[Image.Image, int]:
         file, label = self.reader[self.indices[index]]
         with file:
-            return read_image(file), int(label)
+            return read_image(file, self.exif), int(label)
 
     def _note(self, index: int, error: Exception) -> None:
         if not self.unreadable[index]:
@@ -174,47 +187,32 @@ class Shards(IterableDataset[Sample]):
         return seeds
 
 
-def open_folder(root: Path, **kwargs: Any) -> Any:
-    """The reader of timm for a folder of classes.
+def open_images(root: Path) -> ClassFolders:
+    """All images below a folder, at any depth and without labels.
 
     Raises:
         FileNotFoundError: If there is no image in it.
     """
+    files = files_below(root, EXTENSIONS)
+    if not files:
+        raise FileNotFoundError(f"no images in {root} ({' '.join(EXTENSIONS)})")
+    return ClassFolders(str(root), files, [0] * len(files), [""])
+
+
+def open_classes(root: Path, names: Sequence[str] | None = None) -> ClassFolders:
+    """The images of ``root/<class>/``; see ``class_folders``."""
     try:
-        return create_reader("", root=str(root), input_key=";".join(EXTENSIONS), **kwargs)
-    except RuntimeError as error:
-        raise FileNotFoundError(f"no images in {root} ({' '.join(EXTENSIONS)})") from error
+        return class_folders(root, EXTENSIONS, names)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"no images in {root}: expected one folder per class, with files of {' '.join(EXTENSIONS)}"
+        ) from error
 
 
-def open_classes(root: Path, known: dict[str, int] | None = None) -> Any:
-    """The reader of timm for ``root/<class>/``.
-
-    Args:
-        root: The folder.
-        known: The numbers of the classes; in the order of their names if None.
-
-    Raises:
-        FileNotFoundError: If there is no image in it.
-        ValueError: If images are elsewhere, which timm would take for classes, or of unknown classes.
-    """
-    reader = open_folder(root)
-    folders = {Path(folder) for folder in {os.path.dirname(path) for path, _ in reader.samples}}  # noqa: PTH120
-    elsewhere = sorted(str(folder) for folder in folders if folder.parent != root)
-    if elsewhere:
-        raise ValueError(f"expected images in {root}/<class>/ only, found some in {', '.join(elsewhere[:3])}")
-    for folder in root.iterdir():
-        if folder.is_dir() and folder not in folders and not folder.name.startswith("."):
-            _logger.warning("%s has no image (%s): it is no class", folder, " ".join(EXTENSIONS))
-    if known is None:
-        return reader
-    unknown = sorted(reader.class_to_idx.keys() - known.keys())
-    if unknown:
-        raise ValueError(f"{root} has classes that are not trained: {', '.join(unknown)}")
-    return open_folder(root, class_map=known)
-
-
-def open_folders(root: Path, val_share: float) -> tuple[Any, Any, Sequence[int] | None, Sequence[int] | None]:
-    """Readers of the training and the validation images of a folder, and which of their images.
+def open_folders(
+    root: Path, val_share: float
+) -> tuple[ClassFolders, ClassFolders, Sequence[int] | None, Sequence[int] | None]:
+    """The training and the validation images of a folder, and which of them.
 
     Args:
         root: A folder with ``train`` and ``val``, or of classes, which are split, always in the same way.
@@ -226,42 +224,53 @@ def open_folders(root: Path, val_share: float) -> tuple[Any, Any, Sequence[int] 
     """
     if not root.is_dir():
         raise FileNotFoundError(f"data.root is not a folder: {root}")
-    val = next((root / name for name in VAL_NAMES if (root / name).is_dir()), root / "val")
+    val = next((root / name for name in VAL_NAMES if holds_folders(root / name)), root / "val")
     halves = [root / "train", val]
-    if not any(half.is_dir() for half in halves):
-        reader = open_classes(root)
-        return reader, reader, *_split(reader, val_share)
+    if not any(holds_folders(half) for half in halves):
+        folders = open_classes(root)
+        return folders, folders, *folders.hold_out(val_share)
     for half in halves:
         if not half.is_dir():
             raise FileNotFoundError(f"{root} has no folder {half.name}: expected both train and val")
     train = open_classes(halves[0])
-    return train, open_classes(val, train.class_to_idx), None, None
+    return train, open_classes(val, train.names), None, None
 
 
-def _split(reader: Any, val_share: float) -> tuple[Sequence[int], Sequence[int]]:
-    labels = [label for _, label in reader.samples]
-    rare = [name for name, i in reader.class_to_idx.items() if labels.count(i) < 2]
-    if rare:
-        raise ValueError(f"a class needs two images or more to be split, these have one: {', '.join(rare)}")
-    share = max(val_share, len(reader.class_to_idx) / len(labels))
-    train, val = train_test_split(range(len(labels)), test_size=share, stratify=labels, random_state=0)
-    return train, val
-
-
-def open_hub(name: str, root: str | None, splits: Sequence[str]) -> list[Any]:
+def open_hub(
+    name: str, root: str | None, splits: Sequence[str], image: str = "image", label: str = "label"
+) -> list[Any]:
     """The readers of timm for splits of a Hugging Face data set.
 
     Args:
         name: ``hfds/`` and the name on the Hub, or a folder.
         root: Where the data sets are cached; the default of ``datasets`` if None.
         splits: Names of the splits.
+        image: Column of the images.
+        label: Column of the labels.
 
     Raises:
-        DataError: If the package is missing or a split cannot be read.
+        DataError: If the package is missing, or a split or a column is not there.
     """
     try:
-        return [create_reader(name, root=root, split=split) for split in splits]
+        from datasets import ClassLabel, load_dataset  # optional, and slow to import
     except ImportError as error:
         raise DataError("data.dataset hfds/... needs a package: pip install datasets") from error
+    try:
+        columns = load_dataset(name.removeprefix("hfds/"), split=splits[0], cache_dir=root).features
+        if {image, label} <= columns.keys():
+            columns_of = {"input_key": image, "target_key": label}
+            readers = [create_reader(name, root=root, split=split, **columns_of) for split in splits]
     except Exception as error:
         raise DataError(f"cannot read {name} ({', '.join(splits)}): {one_line(error)}") from error
+    if missing := [column for column in (image, label) if column not in columns]:
+        raise DataError(
+            f"{name} has no column {' or '.join(missing)}, but {', '.join(columns)}: give data.image_column "
+            "and data.label_column"
+        )
+    if not isinstance(columns[label], ClassLabel):
+        labels = [column for column, feature in columns.items() if isinstance(feature, ClassLabel)]
+        raise DataError(
+            f"the column {label} of {name} has no names of classes; columns that have: "
+            f"{', '.join(labels) or 'none'}"
+        )
+    return readers

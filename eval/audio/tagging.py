@@ -12,14 +12,13 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from dcls_models.files import one_line, printable
-from dcls_models.loading import load_model
 from dcls_models.provenance import state_dict_sha256
 from dcls_models.sounds import Clips
 from eval import processes
 from eval.audio.data import fingerprint, held_out, open_sounds
 from eval.audio.metrics import Tags, per_class, summary
 from eval.batches import in_batches
-from eval.options import batch_options, device_option, json_option, model_options
+from eval.options import batch_options, device_option, json_option, load, model_options
 from eval.results import write_csv, write_result
 from eval.section import Section
 from eval.store import claim, parts_of
@@ -47,7 +46,7 @@ def model_of_sounds(arguments: argparse.Namespace) -> nn.Module:
     Raises:
         ValueError: If it is none of sounds.
     """
-    model = load_model(arguments.model, arguments.checkpoint)
+    model = load(arguments.model, arguments.checkpoint)
     if not hasattr(model, "front_end"):
         raise ValueError(
             f"{arguments.checkpoint or arguments.model} is no model of sounds: it has no front end for them"

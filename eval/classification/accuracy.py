@@ -7,8 +7,10 @@ from typing import Any
 
 from eval import processes
 from eval.classification import metrics
-from eval.classification.data import UNREADABLE, Samples, open_samples, read_indices
+from eval.classification.classes import read_indices
+from eval.classification.data import UNREADABLE, Samples, open_samples
 from eval.classification.evaluate import Setup, evaluate, set_up
+from eval.classification.held_out import held_out, training_of
 from eval.classification.store import Predictions
 from eval.options import evaluation_options
 from eval.results import write_result
@@ -48,8 +50,6 @@ def summarise(samples: Samples, predictions: Predictions) -> tuple[dict[str, Any
     """
     bad = (predictions.labels == UNREADABLE).nonzero().flatten().tolist()
     unreadable = [samples.why(i) for i in bad]
-    for line in unreadable:
-        print(f"unreadable: {line}")
     if len(bad) == len(samples):
         raise ValueError(f"none of the {len(samples)} images can be read, the first: {unreadable[0]}")
     readable = predictions.select(predictions.labels != UNREADABLE)
@@ -74,12 +74,13 @@ def run(arguments: argparse.Namespace) -> None:
     setup = set_up(arguments)
     outputs = read_indices(arguments.valid_labels) if arguments.valid_labels else None
     samples = _samples(arguments, setup, outputs)
-    real_labels = _real_labels(arguments.real_labels, samples) if arguments.real_labels else None
     data = {
         "dataset": arguments.dataset or str(arguments.data),
         "split": arguments.split,
         "classes": len(samples.names),
+        **_seen_in_training(arguments, samples),
     }
+    real_labels = _real_labels(arguments.real_labels, samples) if arguments.real_labels else None
     folder = parts_of(arguments.output)
     if folder and processes.rank_and_world()[0] == 0:
         images = {"images": samples.fingerprint(), "batch_size": arguments.batch_size}
@@ -95,8 +96,10 @@ def run(arguments: argparse.Namespace) -> None:
     if real_labels:
         result |= metrics.real_accuracy(readable, [real_labels[i] for i in readable.indices.tolist()])
     result["confused"] = metrics.confusions(readable, samples.names)
-    print(f"{name}: {metrics.in_words(result)} of {result['n']} images")
     write_result(arguments, result)
+    for line in result["unreadable"]:
+        print(f"unreadable: {line}")
+    print(f"{name}: {metrics.in_words(result)} of {result['n']} images")
     if arguments.predictions:
         write_predictions(arguments.predictions, samples, predictions)
     if arguments.per_class:
@@ -121,6 +124,19 @@ def _samples(arguments: argparse.Namespace, setup: Setup, outputs: list[int] | N
     return samples
 
 
+def _seen_in_training(arguments: argparse.Namespace, samples: Samples) -> dict[str, bool]:
+    """Keeps the images that the training held out, if asked to; says what a number is worth otherwise."""
+    training = training_of(arguments.model, arguments.checkpoint)
+    if arguments.held_out:
+        samples.keep(held_out(samples.reader, training, arguments.data))
+        return {"held_out": True}
+    if training is None or not training.was_on(samples.reader):
+        return {}
+    print("warning: the model was trained on these images, which says little about others", end="")
+    print(": --held-out evaluates those that it was validated on" if training.held_out != 0 else "")
+    return {"trained_on": True}
+
+
 def _real_labels(given: str, samples: Samples) -> list[list[int]]:
     files = [samples.filename(i, basename=True) for i in range(len(samples))]
     return metrics.real_labels(files, len(samples.names), None if given == SHIPPED else Path(given))
@@ -138,6 +154,11 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--dataset", default="", help="hfds/NAME or wds/, as timm names it; else a folder")
     command.add_argument("--split", default="validation", help="which part of the data set")
     command.add_argument("--class-map", help="file with the names of all classes in the model's order")
+    command.add_argument(
+        "--held-out",
+        action="store_true",
+        help="of the folder that the model was trained on, only the images that were held out",
+    )
     command.add_argument("--valid-labels", type=Path, help="file with the outputs that count, one a line")
     command.add_argument(
         "--real-labels",

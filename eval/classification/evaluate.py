@@ -17,12 +17,12 @@ from timm.models import reparameterize_model
 from torch import nn
 from torch.utils.data import DataLoader
 
-from dcls_models.loading import load_model
 from dcls_models.provenance import state_dict_sha256
 from eval import processes
 from eval.batches import in_batches
 from eval.classification.data import Samples
 from eval.classification.store import Predictions
+from eval.options import load
 from eval.preprocessing import batches_of
 
 IN_TIMM = ("img_size", "crop_pct", "crop_mode", "interpolation")  # options as in validate.py
@@ -79,10 +79,10 @@ def set_up(arguments: argparse.Namespace, **defaults: Any) -> Setup:
     """
     asked = {**defaults, **{k: v for k in IN_TIMM if (v := getattr(arguments, k)) is not None}}
     device = processes.own_device(arguments.device)
-    model = load_model(arguments.model, arguments.checkpoint)
+    model = load(arguments.model, arguments.checkpoint)
     size = asked.get("img_size")
     if size and model.pretrained_cfg.get("fixed_input_size"):
-        model = load_model(arguments.model, arguments.checkpoint, img_size=size)
+        model = load(arguments.model, arguments.checkpoint, img_size=size)
     sha256, original = state_dict_sha256(model), model
     if arguments.fuse:
         model = reparameterize_model(model)
@@ -134,7 +134,13 @@ def evaluate(
 
     Returns:
         The predictions, in the first process; None in the others.
+
+    Raises:
+        ValueError: If the model gives NaN, or the processes find different images.
     """
+    images = samples.fingerprint()
+    if images != processes.from_first(images):
+        raise ValueError("a process finds other images than the first: give all the same folder")
     return in_batches(
         Predictions,
         len(samples),
@@ -153,5 +159,7 @@ def _run(
         logits = setup.logits(images)
         if outputs is not None:
             logits = logits[:, outputs]
+        if logits.isnan().any():
+            raise ValueError(f"the model gives NaN{', try --amp bfloat16' * (setup.amp == torch.float16)}")
         ranked = logits.topk(min(5, logits.shape[1]), 1, True, True).indices
         yield Predictions(torch.tensor(indices), labels.cpu(), logits.float().cpu(), ranked.cpu())

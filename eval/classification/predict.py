@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from dcls_models.files import one_line
+from dcls_models.folders import files_below
 from dcls_models.images import EXTENSIONS, label_names, read_image, transform_of
-from dcls_models.loading import load_model
-from eval.options import model_options, picture_option
+from eval.options import load, model_options, picture_option
 from eval.results import write_picture
 
 Answers = list[tuple[str, float]]  # class names and probabilities, best first
@@ -33,7 +33,7 @@ def predict(model: nn.Module, images: Sequence[Path], top: int = 3) -> list[Answ
         Per image ``(class name, probability)``, best first.
 
     Raises:
-        ValueError: If an image cannot be read.
+        ValueError: If an image cannot be read, or the model gives NaN.
     """
     transform, names = transform_of(model), label_names(model)
     answers = []
@@ -43,6 +43,8 @@ def predict(model: nn.Module, images: Sequence[Path], top: int = 3) -> list[Answ
         except (OSError, ValueError) as error:
             raise ValueError(f"{file} cannot be read as an image: {one_line(error)}") from error
         scores = model(transform(image)[None])[0].softmax(0)
+        if scores.isnan().any():
+            raise ValueError(f"the model gives NaN for {file}")
         best = scores.topk(min(top, len(scores)))
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         answers.append([(names[i], probability) for i, probability in pairs])
@@ -73,21 +75,17 @@ def files_of(given: Iterable[str]) -> list[Path]:
     files: list[Path] = []
     # not every shell expands patterns; a file may be called so
     for path in (Path(p) for text in given for p in (sorted(glob(text)) or [text])):  # noqa: PTH207
-        if not path.is_dir():
-            files.append(path)
-            continue
-        below = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in EXTENSIONS]
-        hidden = [any(part.startswith(".") for part in file.relative_to(path).parts) for file in below]
-        if all(hidden):
+        below = [Path(file) for file in files_below(path, EXTENSIONS)] if path.is_dir() else [path]
+        if not below:
             raise FileNotFoundError(f"no images in {path} ({' '.join(EXTENSIONS)})")
-        files += [file for file, is_hidden in zip(below, hidden, strict=True) if not is_hidden]
+        files += below
     return files
 
 
 def run_predict(arguments: argparse.Namespace) -> None:
     """Says what single images show."""
     images = files_of(arguments.images)
-    model = load_model(arguments.model, arguments.checkpoint)
+    model = load(arguments.model, arguments.checkpoint)
     answers: dict[Path, Answers] = {}
     unreadable = []
     for image in images:

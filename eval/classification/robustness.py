@@ -12,6 +12,7 @@ from typing import Any
 from dcls_models.files import write_json
 from eval import processes
 from eval.classification.accuracy import summarise
+from eval.classification.classes import read_indices
 from eval.classification.corruptions import (
     ALEXNET,
     C_BAR,
@@ -21,7 +22,7 @@ from eval.classification.corruptions import (
     library,
     mean_errors,
 )
-from eval.classification.data import open_samples, read_indices
+from eval.classification.data import open_samples
 from eval.classification.evaluate import Setup, evaluate, set_up
 from eval.options import evaluation_options
 from eval.results import write_result
@@ -160,9 +161,9 @@ def run(arguments: argparse.Namespace) -> None:
     what = {"benchmark": f"imagenet-{arguments.benchmark}", "source": source(arguments)}
     numbers = over_corruptions(rows, setup.original.num_classes) if rows[0].get("corruption") else rows[0]
     result = {"model": name, **what, **numbers, "dataset": arguments.data, **setup.settings}
+    write_result(arguments, result)
     mce = f", mCE {result['mce']} %" if "mce" in result else ""
     print(f"{name} on {what['benchmark']} ({what['source']}): top-1 {result['top1']} %{mce}")
-    write_result(arguments, result)
     if folder:
         shutil.rmtree(folder)
 

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from dcls_models.files import one_line
+from dcls_models.folders import is_leftover
 from dcls_models.images import read_image
 
 STORED, SIDE = 256, 224  # pixels in ClickMe's files, and where maps are compared
@@ -61,7 +62,7 @@ def open_human_maps(path: Path) -> HumanMaps:
         raise FileNotFoundError(f"there is no file or folder {path}")
     if (path / "images").is_dir() or (path / "maps").is_dir():
         return Pairs(path)
-    files = [p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")]
+    files = [p for p in path.iterdir() if p.is_file() and not is_leftover(p.name)]
     if not files:
         raise FileNotFoundError(
             f"there is nothing to read in {path}: expected shards of ClickMe, or the folders images and maps"
@@ -255,7 +256,7 @@ class Pairs(HumanMaps):
 def _by_name(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}: expected images/ and maps/ side by side")
-    files = [p for p in sorted(folder.iterdir()) if p.is_file() and not p.name.startswith(".")]
+    files = [p for p in sorted(folder.iterdir()) if p.is_file() and not is_leftover(p.name)]
     if not files:
         raise FileNotFoundError(f"{folder} is empty")
     named = {p.stem: p for p in files}

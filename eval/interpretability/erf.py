@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 from timm.data import resolve_data_config
-from timm.data.readers.reader_image_folder import find_images_and_targets
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from dcls_models.files import one_line
+from dcls_models.folders import files_below
 from dcls_models.images import EXTENSIONS, read_image, transform_of
 from dcls_models.provenance import state_dict_sha256
 from eval.interpretability.features import channels_first, output_of, stage_of
@@ -117,7 +117,7 @@ class _Images(Dataset[torch.Tensor]):
     def __init__(self, root: Path, limit: int, transform: Callable[[Image.Image], torch.Tensor]) -> None:
         if not root.is_dir():
             raise FileNotFoundError(f"there is no folder {root}")
-        files = [file for file, _ in find_images_and_targets(str(root), EXTENSIONS)[0]]
+        files = files_below(root, EXTENSIONS)
         if not files:
             raise FileNotFoundError(f"no images in {root} ({' '.join(EXTENSIONS)})")
         self.files = files[:: max(1, len(files) // limit)][:limit]
@@ -174,11 +174,11 @@ def run(arguments: argparse.Namespace) -> None:
         stage = stage_of(model, arguments.stage)
         which = {"model": name, "state_dict_sha256": state_dict_sha256(model), "stage": stage}
         rows.append({**which, "size": list(field.shape), "share_of_area": shares, "n": n})
+    result = {**rows[-1], "dataset": str(arguments.data or "noise"), "rows": rows}
+    write_result(arguments, result, lambda: draw(fields))
     for row in rows:
         areas = ", ".join(f"{float(s):.0%} in {a:.1%}" for s, a in row["share_of_area"].items())
         print(f"{row['model']}, {row['stage']}: {areas} of the area")
-    result = {**rows[-1], "dataset": str(arguments.data or "noise"), "rows": rows}
-    write_result(arguments, result, lambda: draw(fields))
 
 
 def add_commands(commands: Any) -> None:

@@ -181,9 +181,9 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.baseline:
         for row, m in zip(ours, methods, strict=True):
             row |= compare(all_scores[1][m], all_scores[0][m])
-    print("\n".join(map(_say, rows)))
     settings = {"dataset": str(arguments.data), "target": target, "crop": arguments.crop}
     write_result(arguments, {**ours[0], **settings, "rows": rows}, lambda: draw_sheet(shown, columns))
+    print("\n".join(map(_say, rows)))
 
 
 def _say(row: dict[str, Any]) -> str:

@@ -189,9 +189,10 @@ def run(arguments: argparse.Namespace) -> None:
         shown |= {f"{title}{stage}": layers for stage, layers in stages.items()}
         measured = [statistics(stage, layers) for stage, layers in stages.items()]
         rows.append({"model": name, "state_dict_sha256": state_dict_sha256(model), "stages": measured})
-        for stage in measured:
-            print(f"{name} {stage['name']}: {_say(stage)}")
     write_result(arguments, {**rows[-1], "rows": rows}, lambda: draw_kernels(shown))
+    for row in rows:
+        for stage in row["stages"]:
+            print(f"{row['model']} {stage['name']}: {_say(stage)}")
 
 
 def _say(stage: dict[str, Any]) -> str:

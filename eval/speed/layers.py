@@ -108,8 +108,8 @@ def run(arguments: argparse.Namespace) -> None:
         result["convolution"] = convolution(device, rounds, *sizes, dtype, names)
     if "peers" in arguments.parts:
         result["peers"] = peers(device, rounds, names[0])
-    print(tables(result))
     write_result(arguments, result, lambda: draw(result))
+    print(tables(result))
 
 
 def add_commands(commands: Any) -> None:

@@ -275,8 +275,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.engine != ["torch"] and "deployed" not in arguments.modes:
         raise ValueError("--engine is of deployed models: give --modes deployed")
     rows = throughput(arguments.models, arguments.modes, settings, arguments.rounds, arguments.engine)
-    print(table(rows))
     write_result(arguments, {"rows": rows}, lambda: draw(rows))
+    print(table(rows))
 
 
 def add_commands(commands: Any) -> None:
