@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import IO, Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data import create_transform, resolve_data_config
 from torch import nn
 
@@ -13,8 +13,12 @@ from .files import one_line
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 
 
-def read_image(file: str | Path | IO[bytes] | Image.Image) -> Image.Image:
+def read_image(file: str | Path | IO[bytes] | Image.Image, exif: bool = False) -> Image.Image:
     """Reads an image as RGB.
+
+    Args:
+        file: The file, or an image that is open.
+        exif: Whether it is turned as its EXIF data say; timm and torchvision do not.
 
     Raises:
         ValueError: If it is not one, is too large to be safe, or has more than 8 bits a channel, which
@@ -27,7 +31,7 @@ def read_image(file: str | Path | IO[bytes] | Image.Image) -> Image.Image:
                 raise ValueError(
                     f"its pixels have more than 8 bits (mode {image.mode}), save it with 8 bits a channel"
                 )
-            return image.convert("RGB")
+            return (ImageOps.exif_transpose(image) if exif else image).convert("RGB")
     except (OSError, ValueError):
         raise
     except Exception as error:  # decoders raise anything, and DecompressionBombError for too many pixels

@@ -56,7 +56,7 @@ class Run:
 
 def load_model(
     name: str | None = None,
-    checkpoint: str | Path | None = None,
+    checkpoint: str | Path | Run | None = None,
     ema: bool | None = None,
     **kwargs: Any,
 ) -> nn.Module:
@@ -65,7 +65,7 @@ def load_model(
     Args:
         name: A timm name (``convnext_dcls_tiny``), a folder (``local-dir:FOLDER``) or a Hub id
             (``hf-hub:USER/NAME``), all with their pretrained weights; not needed with a checkpoint.
-        checkpoint: A checkpoint of ``python -m train``, which knows its model.
+        checkpoint: A checkpoint of ``python -m train``, which knows its model; or a ``Run``.
         ema: Which weights of a checkpoint: the averaged ones (EMA) or the raw ones; by default the averaged
             ones where it has both, as for the authors' files.
         **kwargs: More arguments for ``timm.create_model``.
@@ -80,7 +80,8 @@ def load_model(
         ValueError: If neither is given, or ``name`` is not one.
     """
     if checkpoint is not None:
-        return _from_run(read_run(checkpoint), name, ema, **kwargs).eval()
+        run = checkpoint if isinstance(checkpoint, Run) else read_run(checkpoint)
+        return _from_run(run, name, ema, **kwargs).eval()
     if name is None:
         raise ValueError("give the name of a model, or a checkpoint")
     config_of(name)

@@ -134,8 +134,8 @@ def export_checkpoint(
         CheckpointError: If the checkpoint cannot be read, or has no averaged weights.
         HubError: As :func:`export`, or if ``results`` is not a results file.
     """
-    model = load_model(checkpoint=checkpoint, ema=ema)
     run = read_run(checkpoint)
+    model = load_model(checkpoint=run, ema=ema)
     averaged = bool(run.averaged) and ema is not False
     training = {
         "model": run.model,

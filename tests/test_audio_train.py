@@ -4,19 +4,22 @@ import csv
 import math
 from pathlib import Path
 
+import datasets
 import h5py
 import numpy as np
+import pyarrow
 import pytest
 import soundfile
 import torch
 import yaml
+from pyarrow import parquet
 from sklearn.metrics import average_precision_score
 
 from dcls_models import CheckpointError
 from dcls_models.loading import load_model
 from hub.export import export_checkpoint
 from tests.audio_files import RATE, TINY, fit, write_sounds
-from tests.training import callback, last, same
+from tests.training import callback, last, same, save_dense
 from train.audio.augment import Perturbation, erased, mixed, placed, smoothed, stretched
 from train.audio.command import main
 from train.audio.metrics import Tagging
@@ -164,6 +167,12 @@ class TestRun:
         for picture in ("curves.png", "predictions_val.png"):
             assert (whole / picture).stat().st_size > 5000
 
+    def test_starts_from_a_dense_model_of_images(self, sounds: Path, tmp_path: Path) -> None:
+        dense = save_dense(tmp_path / "dense", classes=5)
+        flags = ["--model.model_kwargs", "{}", "--model.warm_start", dense, "--trainer.max_epochs", "1"]
+        fit(sounds, tmp_path / "run", *flags)
+        assert last(tmp_path / "run")["state_dict"]["model.stem.0.weight"].shape[1] == 1
+
     @pytest.mark.parametrize("options", [{}, {"onnx": True}])
     def test_is_exported_and_comes_back(self, whole: Path, tmp_path: Path, options: dict[str, bool]) -> None:
         checkpoint = whole / "checkpoints" / "last.ckpt"
@@ -239,6 +248,23 @@ class TestData:
         fit(root, tmp_path / "h5", *more, "--trainer.max_epochs", "1")
         assert last(tmp_path / "h5")["global_step"] == 6
 
+    def test_a_data_set_of_the_hub(self, sounds: Path, tmp_path: Path) -> None:
+        files = sorted(sounds.rglob("*.wav"))
+        text = datasets.Value("string")
+        features = datasets.Features({"sound": datasets.Audio(decode=False), "kind": text})
+        columns = {
+            "sound": [{"bytes": file.read_bytes(), "path": file.name} for file in files],
+            "kind": [file.parent.name for file in files],
+        }
+        rows = pyarrow.Table.from_pydict(columns, schema=features.arrow_schema)
+        (tmp_path / "set").mkdir()
+        for split in ("train", "test"):
+            parquet.write_table(rows, tmp_path / "set" / f"{split}-00000-of-00001.parquet")
+        flags = ["--data.dataset", f"hfds/{tmp_path / 'set'}", "--data.val_split", "test"]
+        flags += ["--data.audio_column", "sound", "--data.label_column", "kind"]
+        fit(tmp_path / "cache", tmp_path / "run", *flags, "--trainer.max_epochs", "1")
+        assert last(tmp_path / "run")["hyper_parameters"]["class_names"] == ["tone_0", "tone_1"]
+
     @pytest.mark.parametrize(
         ("flags", "message"),
         [
@@ -253,7 +279,12 @@ class TestData:
                 "half of the sample rate: got low=50, high=9000 Hz at 8000 Hz",
             ),
             (["--data.batch_size", "99"], "16 training sounds are less than one batch of 99"),
-            (["--data.seconds", "0.01"], "with more than 128 samples"),
+            (
+                ["--data.seconds", "0.1"],
+                "does not take spectrograms of 32 bands and 11 frames",
+            ),
+            (["--model.model_kwargs.in_chans", "3"], "or another model.model_kwargs"),
+            (["--data.front_end.rate", "3"], "no settings of LogMel"),
         ],
     )
     def test_one_line_says_what_is_wrong(

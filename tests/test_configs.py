@@ -76,6 +76,17 @@ def test_recipe_is_for_the_model_of_its_name(recipe):
     assert max(rates) == pytest.approx(kwargs["drop_path_rate"])
 
 
+@pytest.mark.parametrize("recipe", sorted(CONFIGS.glob("imagenet/*.yaml")), ids=lambda p: p.stem)
+def test_recipe_begins_with_its_command_length_and_expected_accuracy(recipe):
+    head = recipe.read_text().splitlines()[:4]
+    command = f"python -m train fit --config configs/imagenet/{recipe.name} --data.root /data/imagenet"
+    assert head[1] == f"# Command:  {command}"
+    config = yaml.safe_load(recipe.read_text())
+    length = f"{config['trainer']['max_epochs']} epochs at {config['data']['img_size']} pixels"
+    assert head[2].startswith(f"# Length:   {length}")
+    assert head[3].startswith("# Expected: ")
+
+
 def test_every_published_vision_model_has_a_recipe():
     published = {
         name

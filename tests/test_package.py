@@ -225,7 +225,7 @@ class TestDistributions:
         assert metadata["License-Expression"] == "MIT"
         needs = [n for n in metadata.get_all("Requires-Dist") if "extra ==" not in n]
         assert sorted(re.split(r"[<>=!~ ]", n)[0] for n in needs) == ["timm", "torch"]
-        extras = {"train", "eval", "robustness", "hub", "dense", "audio", "all", "dev"}
+        extras = {"train", "eval", "robustness", "hub", "dense", "audio", "delays", "onnx", "all", "dev"}
         assert set(metadata.get_all("Provides-Extra")) == extras
         assert "DCLS" in metadata.get_payload()
 

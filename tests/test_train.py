@@ -396,8 +396,8 @@ class TestRun:
         for command, name in (("validate", "val/top1"), ("test", "test/top1")):
             capsys.readouterr()
             main([command, *config])
-            line = next(x for x in capsys.readouterr().out.splitlines() if name in x and "ema" not in x)
-            assert float(re.search(r"\d+\.\d+", line)[0]) == pytest.approx(float(top1), rel=1e-3)
+            said = re.search(rf"{name} (\d+\.\d+) %", capsys.readouterr().out)
+            assert float(said[1]) == pytest.approx(float(top1), rel=1e-3)
         assert (whole / "logs" / "metrics.csv").read_text() == logged
 
     def test_test_takes_its_own_folder(self, images, tmp_path):
@@ -486,8 +486,8 @@ class TestErrors:
             (["--model.sched", "plateau"], "model.sched 'plateau'"),
             (["--model.lr", "1e30"], "the loss is not finite"),
             (["--data.batch_size", "500"], "choose a smaller data.batch_size"),
-            (["--data.batch_size", "0"], "batch sizes are at least 1"),
-            (["--data.total_batch_size", "0"], "batch sizes are at least 1"),
+            (["--data.batch_size", "0"], "data.batch_size must be at least 1, got 0"),
+            (["--data.total_batch_size", "0"], "data.total_batch_size must be at least 1, got 0"),
             (["--data.dataset", "hfds//nowhere/at/all"], "hfds"),
             (["--data.img_size", "4"], "Kernel size"),
             (["--data.batch_size", "7", "--model.mixup", "0.8"], "an even data.batch_size, got 7"),
@@ -528,6 +528,7 @@ class TestErrors:
     def test_a_wrong_checkpoint(self, whole, images, tmp_path):
         (tmp_path / "damaged.ckpt").write_bytes((whole / "checkpoints" / "last.ckpt").read_bytes()[:3000])
         other = ["--model.model_kwargs", "{depths: [1, 1, 1, 1], dims: [8, 8, 8, 24], patch_size: 2}"]
+        other += ["--model.ema_decay", "0.9"]
         cases = [(tmp_path / "damaged.ckpt", []), (whole / "checkpoints" / "last.ckpt", other)]
         for path, flags in cases:
             with pytest.raises(SystemExit) as exited:

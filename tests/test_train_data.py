@@ -5,6 +5,7 @@ import logging
 import re
 import tarfile
 from itertools import islice
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,11 +13,12 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from tests.training import RANDOM, fit, last, same, write_images
+from tests.training import RANDOM, fit, in_child, last, same, write_images
 from train.data import Images
+from train.errors import DataError
 from train.loaders import TrainLoader
 from train.place import Place
-from train.readers import IGNORED, DataError
+from train.readers import IGNORED
 from train.samplers import PADDING, EvalSampler, TrainSampler
 
 
@@ -99,6 +101,29 @@ class TestUnreadable:
         top1 = float(list(csv.DictReader((tmp_path / "run" / "summary.csv").open()))[-1]["eval_top1"])
         assert top1 * 19 / 100 == pytest.approx(round(top1 * 19 / 100), abs=1e-3), "19 images count"
 
+    def test_they_are_taken_out_of_the_epoch(self, tmp_path):
+        """No image takes their place, and a batch of none is another image that depends on the place only."""
+        root = write_images(tmp_path)
+        self.damage(root, [f"train/class_1/{i:02}.png" for i in range(12)])
+        data = Images(str(root), img_size=32, num_workers=1, batch_size=4)
+        labels = torch.cat([labels for _, labels in data.train_dataloader()])
+        assert len(labels) in (36, 37) and 1 not in labels.tolist(), (
+            "48 less 12; one batch may be all of them"
+        )
+        assert data.unreadable()[0].startswith(
+            "training: 12 of 48 images could not be read and were left out"
+        )
+        alone = Images(str(root), img_size=32, num_workers=0, batch_size=1)
+        one, again = (list(alone.train_dataloader()) for _ in range(2))
+        assert len(one) == 48, "a batch is never empty"
+        assert all(torch.equal(a[0], b[0]) for a, b in zip(one, again, strict=True))
+
+    def test_an_odd_batch_can_be_mixed(self, tmp_path):
+        root = write_images(tmp_path / "data")
+        self.damage(root, ["train/class_1/03.png"])
+        fit(root, tmp_path / "run", *RANDOM)
+        assert last(tmp_path / "run")["global_step"] == 12
+
     def test_training_on_nothing_stops(self, tmp_path):
         root = write_images(tmp_path / "data")
         self.damage(root, [p.relative_to(root) for p in root.rglob("train/**/*.png")])
@@ -119,7 +144,7 @@ class TestUnreadable:
         Image.fromarray(np.full((16, 16), 30_000, np.uint16)).save(root / "train/class_0/00.png")
         data = Images(str(root), img_size=32, num_workers=0)
         with caplog.at_level(logging.WARNING):
-            assert data.train_set[0][0].mean() < 2, "the next image"
+            assert data.train_set[0] is None
         assert "class_0/00.png: its pixels have more than 8 bits (mode I;16)" in caplog.text
 
     def test_evaluation_does_not_replace_them(self, tmp_path):
@@ -141,6 +166,49 @@ class TestUnreadable:
 def test_fewer_than_two_classes_are_refused(tmp_path):
     with pytest.raises(ValueError, match="fewer than two classes"):
         Images(str(write_images(tmp_path, classes=1)))
+
+
+def found_by(rank, folder, roots):
+    """What a process says of its own folder."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
+    data = Images(str(roots[rank]), img_size=32)
+    data.trainer = SimpleNamespace(world_size=2)
+    try:
+        data.agree(data.class_names)
+    except ValueError as error:
+        (folder / f"{rank}.txt").write_text(str(error))
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_processes_compare_what_they_have_found(tmp_path, others):
+    roots = [write_images(tmp_path / "a"), write_images(tmp_path / "b")]
+    if others:
+        for split in ("train", "val"):
+            (roots[1] / split / "class_3").rename(roots[1] / split / "zebra")
+    children = [in_child(found_by, rank, tmp_path, roots) for rank in range(2)]
+    for child in children:
+        child.join(100)
+    said = [(tmp_path / f"{rank}.txt") for rank in range(2)]
+    assert [file.is_file() for file in said] == [others, others]
+    if others:
+        assert "process 1 found 4 classes" in said[0].read_text()
+
+
+def test_turned_as_exif_says_if_asked_for(tmp_path):
+    root = write_images(tmp_path, classes=2, train=2, val=1)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    for split in ("train", "val"):
+        pixels = np.zeros((8, 16, 3), np.uint8)
+        pixels[:, 8:] = 255  # white on the right: below, once it is turned
+        Image.fromarray(pixels).save(root / split / "class_0" / "00.png", exif=exif)
+    plain, turned = (
+        Images(str(root), img_size=32, crop_pct=1.0, exif=e).val_set[0][0] for e in (False, True)
+    )
+    assert plain[:, :, -4:].mean() > plain[:, :, :4].mean() + 1
+    assert turned[:, -4:].mean() > turned[:, :4].mean() + 1
 
 
 class TestClasses:
@@ -199,6 +267,12 @@ class TestHub:
         fit(images, tmp_path / "folder", *RANDOM)
         fit(tmp_path / "cache", tmp_path / "hub", *RANDOM, "--data.dataset", name)
         assert same(last(tmp_path / "folder"), last(tmp_path / "hub"))
+
+    def test_columns_of_other_names(self, name, tmp_path):
+        with pytest.raises(DataError, match=r"no column img or fine_label, but image, label: give data"):
+            Images(str(tmp_path), dataset=name, image_column="img", label_column="fine_label")
+        with pytest.raises(DataError, match=r"column image .* no names of classes; .*: label"):
+            Images(str(tmp_path), dataset=name, label_column="image")
 
     def test_a_split_that_is_not_there(self, name, tmp_path):
         with pytest.raises(DataError, match="nosplit"):

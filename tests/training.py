@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 import timm
 import torch
 from PIL import Image
+from pytorch_lightning.callbacks import TQDMProgressBar
 
 from dcls_models._timm import save_for_hf
 from train.command import main
@@ -90,6 +91,37 @@ class SignalAt(pl.Callback):
             os.kill(os.getpid(), self.signal)
 
 
+class Killed(BaseException):
+    """No ``Exception``, and so nothing is saved."""
+
+
+class Kill(pl.Callback):
+    """Ends the process at a moment of an epoch, without a word."""
+
+    def __init__(self, moment: str, epoch: int, batch: int = -1) -> None:
+        self.moment, self.at = moment, (epoch, batch)
+
+    def _at(self, moment: str, trainer: pl.Trainer, batch: int = -1) -> None:
+        here = (
+            trainer.current_epoch,
+            batch,
+        ) == self.at and trainer.global_step > 0  # not before the training
+        if moment == self.moment and here:
+            raise Killed
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._at("epoch", trainer)
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
+        self._at("batch", trainer, trainer.fit_loop.batch_idx)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._at("validation", trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._at("end", trainer)
+
+
 class _Killer:
     def __reduce__(self) -> Any:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -137,3 +169,22 @@ def _quietly(function: Callable[..., None], *args: Any) -> None:
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, 1)
     function(*args)
+
+
+class CountValidations(pl.Callback):
+    """Writes how many validations there were, each after some updates."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.count += trainer.global_step > 0
+        (Path(trainer.default_root_dir) / "validations.txt").write_text(str(self.count))
+
+
+class MyBar(TQDMProgressBar):
+    """A progress bar of somebody's own."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        super().on_train_start(trainer, pl_module)
+        (Path(trainer.default_root_dir) / "bar.txt").write_text("mine")

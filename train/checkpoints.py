@@ -14,10 +14,11 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.callbacks import Checkpoint, StochasticWeightAveraging
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from dcls_models.files import replaced
+from train.ranges import Count, check_ranges
 from train.run_folder import LAST, put_aside
 from train.signals import SIGNALS, Stopped, set_handler
 
@@ -68,9 +69,8 @@ class KeepLast(Checkpoint):
 
     leaves_files = True
 
-    def __init__(self, every_n_updates: int = 1000) -> None:
-        if every_n_updates < 1:
-            raise ValueError(f"keep_last.every_n_updates must be at least 1, got {every_n_updates}")
+    def __init__(self, every_n_updates: Count = 1000) -> None:
+        check_ranges("keep_last", self, {"every_n_updates": every_n_updates})
         self.every_n_updates = every_n_updates
         self.received = 0
         self.started_at = 0  # the update that this run goes on from
@@ -130,6 +130,11 @@ class KeepLast(Checkpoint):
         self._save(trainer, pl_module)
         if self._asked(trainer) and not trainer.fit_loop.done:
             self._stop(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Saves once more where a callback has put other weights into the model at the end."""
+        if any(isinstance(c, StochasticWeightAveraging) for c in trainer.callbacks):
+            self._save(trainer, pl_module)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException

@@ -1,5 +1,8 @@
 """The command line: Lightning's, with the data's classes linked to the model and one folder per run."""
 
+import os
+import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -8,18 +11,27 @@ from textwrap import shorten
 from typing import Any, NoReturn
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import BatchSizeFinder, Checkpoint, LearningRateFinder, ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from dcls_models import CheckpointError
-from dcls_models.files import locked
+from dcls_models.files import locked, printable, replaced, write_json
 from dcls_models.loading import Run
+from dcls_models.provenance import provenance
 from train.checkpoints import AtomicCheckpointIO, KeepLast
 from train.errors import reason
 from train.models import SyncBatchNorm
 from train.positions import PositionsPicture
 from train.progress import Progress
 from train.run_folder import check_checkpoint, compare, last_checkpoint, loggers, put_aside
+from train.summary import EpochLines, Summary, in_words
+
+INSTEAD: dict[type, str] = {
+    LearningRateFinder: "each group of the optimizer has its own rate and schedule; give model.lr",
+    BatchSizeFinder: "the schedule depends on the number of batches; give data.batch_size",
+}
+PACKAGES = ("torchvision", "pytorch-lightning", "torchmetrics")  # their versions are in a results file
+HOME = re.compile(r"(local-dir:|hfds/|)~")
 
 
 class Parser(LightningArgumentParser):
@@ -48,11 +60,17 @@ class SaveConfig(SaveConfigCallback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any
     ) -> None:
-        """Writes it."""
-        if not self.already_saved:
-            self.config = self.config.clone()
-            self.config["ckpt_path"] = None
-            super().setup(trainer, pl_module, "fit")
+        """Writes it, in UTF-8 whatever the locale."""
+        if self.already_saved or trainer.fast_dev_run:
+            return
+        self.already_saved = True
+        folder = trainer.log_dir
+        if trainer.is_global_zero and folder is not None:
+            config = self.config.clone()
+            config["ckpt_path"] = None
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            with replaced(Path(folder) / self.config_filename) as part:
+                part.write_text(self.parser.dump(config, skip_none=False), encoding="utf-8")
 
 
 class TrainCLI(LightningCLI):
@@ -62,6 +80,8 @@ class TrainCLI(LightningCLI):
     """
 
     monitor: str
+    task = "validation"  # in a results file
+    resumed: Run | None = None  # the checkpoint that a training goes on from
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds what every run has, whatever it trains."""
@@ -72,6 +92,7 @@ class TrainCLI(LightningCLI):
         parser.add_lightning_class_args(KeepLast, "keep_last")
         parser.add_lightning_class_args(PositionsPicture, "positions")
         parser.set_defaults({"trainer.default_root_dir": "runs/default", "trainer.num_sanity_val_steps": 0})
+        parser.set_defaults({"trainer.enable_model_summary": False})  # train.summary has its own
         parser.link_arguments(
             "trainer.default_root_dir", "checkpoint.dirpath", lambda root: str(Path(root) / "checkpoints")
         )
@@ -81,15 +102,28 @@ class TrainCLI(LightningCLI):
         """Parses, and finds the checkpoint that ``last`` means."""
         super().parse_arguments(parser, args)
         config = self.config[self.config["subcommand"]]
+        for part in ("trainer", "checkpoint", "model", "data"):
+            expand_home(config[part])
+        if config["ckpt_path"]:
+            config["ckpt_path"] = os.path.expanduser(config["ckpt_path"])  # noqa: PTH111
         if config["ckpt_path"] == "last":
             config["ckpt_path"] = str(last_checkpoint(Path(config["trainer"]["default_root_dir"])))
         if config["ckpt_path"]:
             self.read_checkpoint(config, check_checkpoint(Path(config["ckpt_path"]), config["model"]["name"]))
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> Any:
+        """Lets ``validate`` and ``test`` write a results file, and say what they measured in a line."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand in ("validate", "test"):
+            parser.add_argument("--output", type=str | None, help="JSON file to write the numbers to")
+            parser.set_defaults({"verbose": False})
+        return parser
+
     def read_checkpoint(self, config: Any, run: Run) -> None:
         """Compares the arguments of a checkpoint's model with those of now, before anything is done."""
         if self.config["subcommand"] == "fit":
-            compare(run.model, vars(config["model"]))
+            self.resumed = run
+            compare("model", run.model, vars(config["model"]))
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Runs, alone in the run's folder, and says which checkpoint it is that does not fit."""
@@ -117,7 +151,7 @@ class TrainCLI(LightningCLI):
         if self.subcommand != "fit":
             self.save_config_callback = None
             trainer["logger"] = False
-        elif trainer["logger"] in (None, True) and not trainer["fast_dev_run"]:
+        elif trainer["logger"] in (None, True) and not (trainer["fast_dev_run"] or trainer["barebones"]):
             trainer["logger"] = loggers(Path(trainer["default_root_dir"]), resumed=bool(config["ckpt_path"]))
 
     def instantiate_classes(self) -> None:
@@ -139,12 +173,58 @@ class TrainCLI(LightningCLI):
         if config["sync_batchnorm"]:
             kwargs["plugins"].append(SyncBatchNorm())
         trainer = super().instantiate_trainer(**kwargs)
-        if trainer.progress_bar_callback is not None:
-            trainer.callbacks.remove(trainer.progress_bar_callback)
-            trainer.callbacks.insert(0, Progress())
-        if trainer.fast_dev_run:  # leaves nothing, and an earlier run as it is
+        bar = trainer.progress_bar_callback
+        if bar is not None and bar not in (config["callbacks"] or []):  # Lightning's own choice
+            trainer.callbacks.remove(bar)
+            trainer.callbacks.insert(0, Progress() if sys.stderr.isatty() else EpochLines())
+        if not trainer.barebones:
+            trainer.callbacks.append(Summary())
+        if trainer.fast_dev_run or trainer.barebones:  # leaves nothing, and an earlier run as it is
             trainer.callbacks = [c for c in trainer.callbacks if not getattr(c, "leaves_files", False)]
         return trainer
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
+        """Makes the trainer, without what its options switch off; what cannot work here is refused.
+
+        Raises:
+            ValueError: If a callback would change what the schedule and the optimizer's groups depend on.
+        """
+        given = config["callbacks"] or []
+        for callback in given if isinstance(given, list) else [given]:
+            for kind, instead in INSTEAD.items():
+                if isinstance(callback, kind):
+                    raise ValueError(f"{kind.__name__} does not work here: {instead}")
+        if config["enable_checkpointing"] is False or config["barebones"]:
+            callbacks = [c for c in callbacks if not isinstance(c, Checkpoint)]
+        return super()._instantiate_trainer(config, callbacks)
+
+    def before_fit(self) -> None:
+        """Compares the data with those that a checkpoint was trained on."""
+        if self.resumed is not None:
+            compare("data", self.resumed.data, self.datamodule.hparams)
+
+    def after_validate(self) -> None:
+        """Says what was measured, and writes it if a file is asked for."""
+        if not self.trainer.is_global_zero:
+            return
+        metrics = self.trainer.callback_metrics
+        print(in_words(metrics, self.model.hparams.get("num_classes")))
+        if output := self.config[self.subcommand]["output"]:
+            path = Path(os.path.expanduser(output))  # noqa: PTH111
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, self.result({k: float(v) for k, v in metrics.items()}))
+            print(f"wrote {printable(str(path))}")
+
+    after_test = after_validate
+
+    def result(self, metrics: dict[str, float]) -> dict[str, Any]:
+        """What ``--output`` writes: a results file, as ``dcls_models.provenance`` defines it."""
+        spec = sys.modules["__main__"].__spec__
+        words = ["python", "-m", (spec.name if spec else "train").removesuffix(".__main__"), *sys.argv[1:]]
+        scores = {k.partition("/")[2] or k: round(v, 4) for k, v in metrics.items()}
+        model = self.config[self.subcommand]["ckpt_path"] or self.model.hparams["name"]
+        record = provenance(self.task, words, self.trainer.strategy.root_device, PACKAGES)
+        return {"model": model, **scores, **record}
 
     def before_validate(self) -> None:
         """Makes sure that there is something to measure.
@@ -156,12 +236,28 @@ class TrainCLI(LightningCLI):
             raise ValueError("random weights are not worth it: give --ckpt_path (last, or a file)")
 
 
+def expand_home(options: Any) -> None:
+    """Puts the home folder in the place of ``~`` where an option's value begins with it, or its folder does.
+
+    Also in ``local-dir:~/FOLDER`` and ``hfds/~/FOLDER``.
+    """
+    for key, value in vars(options).items():
+        if isinstance(value, str):
+            kind = HOME.match(value)
+            if kind:
+                options[key] = kind[1] + os.path.expanduser(value[kind.end(1) :])  # noqa: PTH111, leaves ~unknown
+
+
 @contextmanager
 def _alone(root: Path, fresh: bool) -> Iterator[None]:
     """Nobody else trains in the run's folder; what an earlier run has left is aside if this one is fresh."""
-    root.mkdir(parents=True, exist_ok=True)
-    way_out = "choose another --trainer.default_root_dir, or wait for its end"
-    with locked(root / ".lock", f"another training is running in {root}: {way_out}"):
+    way_out = "choose another --trainer.default_root_dir"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        (root / ".lock").touch()
+    except OSError as error:
+        raise OSError(f"cannot write to the run's folder {root} ({error.strerror}): {way_out}") from error
+    with locked(root / ".lock", f"another training is running in {root}: {way_out}, or wait for its end"):
         if fresh:
             put_aside(root)
         yield

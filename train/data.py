@@ -11,6 +11,17 @@ from dcls_models.folders import holds_folders
 from dcls_models.loading import config_of
 from train.augment import Splits, create_transform
 from train.loaders import ShardLoader, TaskData
+from train.ranges import (
+    Count,
+    CountOrNone,
+    NotNegative,
+    Number,
+    Positive,
+    Share,
+    ShareAboveZero,
+    ShareInside,
+    check_ranges,
+)
 from train.readers import Samples, Shards, open_classes, open_folders, open_hub, open_images
 from train.samplers import EvalSampler, Keyed
 from train.seeding import run_seed
@@ -63,6 +74,9 @@ class Images(TaskData):
         std: Standard deviation of each channel.
         predict_root: Folder with images for ``predict``.
         names: Names of the classes instead of ``root``; ``predict`` takes the checkpoint's.
+        exif: Whether images are turned as their EXIF data say; timm, and ``eval``, do not.
+        image_column: Column of the images (``hfds/``).
+        label_column: Column of the labels (``hfds/``).
 
     Raises:
         FileNotFoundError: If a folder or the images are missing.
@@ -78,33 +92,37 @@ class Images(TaskData):
         val_split: str = "validation",
         classes: str | None = None,
         like: str | None = None,
-        batch_size: int = 64,
-        total_batch_size: int | None = None,
-        num_workers: int = 2,
-        img_size: int | None = None,
-        val_share: float = 0.2,
-        scale: tuple[float, float] = (0.08, 1.0),
-        ratio: tuple[float, float] = (3 / 4, 4 / 3),
-        hflip: float = 0.5,
-        vflip: float = 0.0,
+        batch_size: Count = 64,
+        total_batch_size: Count | None = None,
+        num_workers: CountOrNone = 2,
+        img_size: Count | None = None,
+        val_share: ShareInside = 0.2,
+        scale: tuple[ShareAboveZero, ShareAboveZero] = (0.08, 1.0),
+        ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3),
+        hflip: Share = 0.5,
+        vflip: Share = 0.0,
         auto_augment: str | None = None,
-        color_jitter: float = 0.4,
-        re_prob: float = 0.0,
+        color_jitter: NotNegative = 0.4,
+        re_prob: Share = 0.0,
         re_mode: str = "pixel",
-        augment_splits: int = 0,
-        repeats: int = 1,
+        augment_splits: CountOrNone = 0,
+        repeats: Count = 1,
         train_interpolation: str | None = None,
         interpolation: str | None = None,
-        crop_pct: float | None = None,
-        mean: tuple[float, float, float] | None = None,
-        std: tuple[float, float, float] | None = None,
+        crop_pct: ShareAboveZero | None = None,
+        mean: tuple[Number, Number, Number] | None = None,
+        std: tuple[Positive, Positive, Positive] | None = None,
         predict_root: str | None = None,
         names: list[str] | None = None,
+        exif: bool = False,
+        image_column: str = "image",
+        label_column: str = "label",
     ) -> None:
         super().__init__(batch_size, num_workers)
         self.save_hyperparameters()
-        if batch_size < 1 or (total_batch_size is not None and total_batch_size < 1):
-            raise ValueError(f"batch sizes are at least 1, got {batch_size} and {total_batch_size} in total")
+        check_ranges("data", self, self.hparams)
+        if scale[0] > scale[1] or ratio[0] > ratio[1]:
+            raise ValueError(f"a range begins with its lower end, got data.scale {scale}, data.ratio {ratio}")
         self._fill_in_preprocessing(like)
         if names is not None:
             self.class_names = names
@@ -129,8 +147,9 @@ class Images(TaskData):
         return len(self.class_names)
 
     def setup(self, stage: str) -> None:
-        """Says what there is."""
+        """Says what there is, where all processes have found the same."""
         super().setup(stage)
+        self.agree(self.class_names)
         if stage == "fit" and self.train_set is not None and self.val_set is not None:
             names = ", ".join(self.class_names[:10]) + ", ..." * (self.num_classes > 10)
             sizes = (len(self.train_set), len(self.val_set))
@@ -149,6 +168,8 @@ class Images(TaskData):
         """Shuffled, without the last incomplete batch."""
         if self.train_set is not None:
             return super().train_dataloader()
+        if self.trainer and self.trainer.overfit_batches:
+            raise ValueError("trainer.overfit_batches needs images with random access, not shards")
         return ShardLoader(self._shards(training=True), self.at, self.train_batches(), **self.loader_kwargs())
 
     def val_dataloader(self) -> DataLoader:
@@ -157,10 +178,16 @@ class Images(TaskData):
 
     def test_dataloader(self) -> DataLoader:
         """The images of ``root/test``, if there are any, otherwise those of validation."""
-        test = Path(self.hparams["root"] or "") / "test"
-        if self.hparams["dataset"] or self.hparams["root"] is None or not holds_folders(test):
+        if not self.has_test():
             return self.val_dataloader()
-        return self._in_order(Samples(open_classes(test, self.class_names), self._transform(training=False)))
+        test = Path(self.hparams["root"]) / "test"
+        images = open_classes(test, self.class_names)
+        return self._in_order(Samples(images, self._transform(training=False), exif=self.hparams["exif"]))
+
+    def has_test(self) -> bool:
+        """Whether there are images of their own to test on."""
+        root = self.hparams["root"]
+        return not self.hparams["dataset"] and root is not None and holds_folders(Path(root) / "test")
 
     def predict_dataloader(self) -> DataLoader:
         """The images below ``predict_root``, in order."""
@@ -170,7 +197,7 @@ class Images(TaskData):
         if not root.is_dir():
             raise FileNotFoundError(f"data.predict_root is not a folder: {root}")
         reader = open_images(root)
-        self.predict_set = Samples(reader, self._transform(training=False))
+        self.predict_set = Samples(reader, self._transform(training=False), exif=self.hparams["exif"])
         return self._in_order(self.predict_set)
 
     def unreadable(self) -> list[str]:
@@ -181,7 +208,8 @@ class Images(TaskData):
     def _open(self, root: str | None, dataset: str) -> None:
         if dataset.startswith("hfds/"):
             splits = (self.hparams["train_split"], self.hparams["val_split"])
-            train, val = open_hub(dataset, root, splits)
+            columns = (self.hparams["image_column"], self.hparams["label_column"])
+            train, val = open_hub(dataset, root, splits, *columns)
             train_indices = val_indices = None
         elif dataset:
             raise ValueError(f"data.dataset is empty, hfds/NAME or wds/, got {dataset!r}")
@@ -192,8 +220,10 @@ class Images(TaskData):
             # for eval accuracy --held-out, which asks which images were trained on
             self.hparams.update(files_sha256=train.fingerprint(), held_out=len(val_indices or ()))
         self.class_names = [str(name) for name in train.class_to_idx]
-        self.train_set = Samples(train, self._transform(training=True), train_indices, training=True)
-        self.val_set = Samples(val, self._transform(training=False), val_indices)
+        exif = self.hparams["exif"]
+        self.train_set = Samples(train, self._transform(training=True), train_indices, True, exif)
+        self.val_set = Samples(val, self._transform(training=False), val_indices, exif=exif)
+        self.collate = self.train_set.collate
 
     def _fill_in_preprocessing(self, like: str | None) -> None:
         """Resolves what is not given: from the model, or else as usual for ImageNet; loading needs it."""
@@ -234,6 +264,8 @@ class Images(TaskData):
 
     def _in_order(self, dataset: Samples | Shards) -> DataLoader:
         if isinstance(dataset, Shards):
+            return DataLoader(dataset, **self.loader_kwargs())
+        if self.trainer and self.trainer.overfit_batches:  # Lightning chooses the samples
             return DataLoader(dataset, **self.loader_kwargs())
         sampler = EvalSampler(dataset, *self.rank_and_world())
         return DataLoader(Keyed(dataset), sampler=sampler, **self.loader_kwargs())

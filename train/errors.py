@@ -1,6 +1,10 @@
 """What went wrong, in one line."""
 
 
+class DataError(RuntimeError):
+    """A data set cannot be used: which file, and why."""
+
+
 def reason(error: BaseException) -> str:
     """One line; what a worker raised comes with its traceback, of which the last line says what was wrong."""
     lines = str(error).strip().splitlines() or [type(error).__name__]

@@ -16,8 +16,10 @@ from pytorch_lightning.cli import ArgsType
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from dcls_models import CheckpointError
+from train.checkpoints import NotFiniteError
 from train.cli import Parser, SaveConfig, TrainCLI
-from train.errors import reason
+from train.errors import DataError, reason
 
 QUIET = (
     r".*does not have many workers which may be a bottleneck.*",
@@ -31,6 +33,7 @@ QUIET = (
     r"Glyph .* missing from font.*",  # class names in a script that matplotlib's font lacks
     r".*It is recommended to use `self.log\('(val|test|positions)/.*",  # the same on every process
 )
+EXPECTED = (OSError, ValueError, MisconfigurationException, CheckpointError, DataError, NotFiniteError)
 TALKATIVE = (
     "pytorch_lightning.utilities.rank_zero",  # tips, and which devices are not used
     "pytorch_lightning.trainer.connectors.checkpoint_connector",
@@ -78,4 +81,5 @@ def run(args: ArgsType = None, *, command: Callable[[ArgsType], None]) -> None:
     except (OSError, ValueError, RuntimeError, MisconfigurationException) as error:
         if os.environ.get("TRAIN_TRACEBACK"):
             raise
-        sys.exit(f"error: {reason(error)} (TRAIN_TRACEBACK=1 shows where)")
+        hint = "" if isinstance(error, EXPECTED) else " (TRAIN_TRACEBACK=1 shows where)"
+        sys.exit(f"error: {reason(error)}{hint}")

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from train.place import Place, place
+from train.ranges import Count, CountOrNone, check_ranges
 from train.samplers import Keyed, TrainSampler
 from train.seeding import run_seed
 from train.signals import leave_signals_to_the_trainer
@@ -120,11 +121,10 @@ class TaskData(pl.LightningDataModule):
     collate: Callable[[list[Any]], Any] | None = None
     unit = "images"  # what the samples are
 
-    def __init__(self, batch_size: int = 64, num_workers: int = 2) -> None:
+    def __init__(self, batch_size: Count = 64, num_workers: CountOrNone = 2) -> None:
         super().__init__()
         self.save_hyperparameters("batch_size", "num_workers")  # a subclass saves its own
-        if batch_size < 1:
-            raise ValueError(f"batch sizes are at least 1, got data.batch_size {batch_size}")
+        check_ranges("data", self, self.hparams)
         self.train_set: Any = None
         self.val_set: Any = None
 
@@ -146,6 +146,25 @@ class TaskData(pl.LightningDataModule):
         trainer.accumulate_grad_batches = total // at_once
         _logger.info("gradients of %d batches make an update of %d %s", total // at_once, total, self.unit)
 
+    def agree(self, classes: list[str]) -> None:
+        """Makes sure that all processes have found the same data, as different disks might not hold.
+
+        Raises:
+            ValueError: If they have not.
+        """
+        if not self.trainer or self.trainer.world_size == 1:
+            return
+        mine = [classes, *(None if s is None else len(s) for s in (self.train_set, self.val_set))]
+        found: list[Any] = [None] * self.trainer.world_size
+        torch.distributed.all_gather_object(found, mine)
+        for rank, other in enumerate(found):
+            if other != found[0]:
+                counts = [f"{len(names)} classes and {sizes} samples" for names, *sizes in (other, found[0])]
+                raise ValueError(
+                    f"process {rank} found {counts[0]} to train and to validate on, process 0 {counts[1]} "
+                    "(or other names of classes): give all processes the same data.root"
+                )
+
     def train_batches(self, devices: int = 1) -> int:
         """Batches of one epoch on each of so many devices.
 
@@ -163,6 +182,8 @@ class TaskData(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled, without the last incomplete batch."""
+        if self.trainer and self.trainer.overfit_batches:  # a few, always the same
+            return DataLoader(self.train_set, drop_last=True, **self.loader_kwargs())
         repeats = self.hparams.get("repeats", 1)
         sampler = TrainSampler(self.train_set, *self.rank_and_world(), run_seed(), repeats)
         return TrainLoader(self.train_set, sampler, self.at, **self.loader_kwargs())

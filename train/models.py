@@ -40,7 +40,8 @@ def build_model(
     except TypeError as error:
         raise ValueError(f"{name} does not take these model_kwargs: {error}") from error
     if warm_start:
-        dense = load_model(warm_start, num_classes=num_classes)
+        channels = {k: v for k, v in model_kwargs.items() if k == "in_chans"}  # timm adapts the stem
+        dense = load_model(warm_start, num_classes=num_classes, **channels)
         dcls_models.warm_start(model, dense)
     return slice_strided(model)
 

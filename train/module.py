@@ -14,6 +14,16 @@ from dcls_models.layers.linear import use_fast_linear
 from dcls_models.optim import holders, repulsion
 from train.metrics import IGNORED, classification_metrics
 from train.models import build_checked, build_model, freeze_all_but_head, to_memory_layout
+from train.ranges import (
+    Count,
+    CountOrNone,
+    NotNegative,
+    Positive,
+    Share,
+    ShareAboveZero,
+    ShareBelowOne,
+    check_ranges,
+)
 from train.task import Task
 from train.teacher import Teacher
 
@@ -77,36 +87,36 @@ class Classifier(Task):
         name: str = "convnext_dcls_tiny",
         pretrained: bool = False,
         warm_start: str | None = None,
-        num_classes: int = 1000,
+        num_classes: Count = 1000,
         class_names: list[str] | None = None,
         model_kwargs: dict[str, Any] | None = None,
         head_only: bool = False,
         opt: str = "adamw",
         opt_kwargs: dict[str, Any] | None = None,
-        lr: float = 4e-3,
-        weight_decay: float = 0.05,
-        positions_lr_scale: float = 5.0,
-        layer_decay: float | None = None,
-        agc: float | None = None,
+        lr: NotNegative = 4e-3,
+        weight_decay: NotNegative = 0.05,
+        positions_lr_scale: NotNegative = 5.0,
+        layer_decay: ShareAboveZero | None = None,
+        agc: Positive | None = None,
         sched: str = "cosine",
         sched_kwargs: dict[str, Any] | None = None,
-        warmup_epochs: float = 0.0,
-        warmup_lr: float = 1e-6,
-        min_lr: float = 1e-6,
+        warmup_epochs: NotNegative = 0.0,
+        warmup_lr: NotNegative = 1e-6,
+        min_lr: NotNegative = 1e-6,
         loss: str = "ce",
         loss_kwargs: dict[str, Any] | None = None,
-        label_smoothing: float = 0.1,
-        augment_splits: int = 0,
-        mixup: float = 0.0,
-        cutmix: float = 0.0,
+        label_smoothing: ShareBelowOne = 0.1,
+        augment_splits: CountOrNone = 0,
+        mixup: NotNegative = 0.0,
+        cutmix: NotNegative = 0.0,
         mixup_kwargs: dict[str, Any] | None = None,
-        mixup_off_epoch: int | None = None,
-        repulsive_from_epoch: int | None = None,
+        mixup_off_epoch: CountOrNone | None = None,
+        repulsive_from_epoch: CountOrNone | None = None,
         teacher: str | None = None,
-        teacher_weight: float = 0.5,
+        teacher_weight: Share = 0.5,
         teacher_loss: Literal["soft", "hard"] = "soft",
-        teacher_temperature: float = 1.0,
-        ema_decay: float | None = None,
+        teacher_temperature: Positive = 1.0,
+        ema_decay: ShareBelowOne | None = None,
         ema_warmup: bool = True,
         channels_last: bool = True,
         grad_checkpointing: bool = False,
@@ -115,6 +125,7 @@ class Classifier(Task):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
+        check_ranges("model", self, self.hparams)
         self.model = build_model(name, pretrained, warm_start, num_classes, model_kwargs or {})
         if repulsive_from_epoch is not None and not holders(self.model):
             raise ValueError(f"{name} has no DCLS layer: leave out model.repulsive_from_epoch")
@@ -142,11 +153,17 @@ class Classifier(Task):
         metrics = {suffix: classification_metrics(num_classes) for suffix in self.evaluated()}
         self.metrics = torch.nn.ModuleDict(metrics)
         self.teacher: Teacher | None = None
+        self.measured = 0  # images of the last validation
         self._sharded = False
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits ``(N, num_classes)`` of images ``(N, 3, H, W)``."""
         return self.model(self._to_memory_layout(images))
+
+    def example_input(self) -> torch.Tensor | None:
+        """An image of the size that the data have."""
+        side = getattr(self.trainer.datamodule, "hparams", {}).get("img_size")
+        return torch.zeros(1, 3, side, side) if side else None
 
     def configure_model(self) -> None:
         """Compiles the model, not the whole module (parameters keep their names), and shards it (FSDP2)."""
@@ -208,7 +225,11 @@ class Classifier(Task):
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """The loss of the recipe, with the teacher's and the repulsive loss where they are asked for."""
-        images, target = self.mixup(*batch) if self.mixup is not None else batch
+        images, target = batch
+        if self.mixup is not None:
+            if len(images) % 2:  # an unreadable image was left out: the last one is there twice
+                images, target = (torch.cat([part, part[-1:]]) for part in batch)
+            images, target = self.mixup(images, target)
         if images.ndim == 5:  # (N, versions, C, H, W): the first version of all images, then the second, ...
             target = target.repeat(images.shape[1])
             images = images.transpose(0, 1).flatten(0, 1)
@@ -271,6 +292,7 @@ class Classifier(Task):
 
     def _log_metrics(self, stage: str) -> None:
         for suffix, metrics in self.metrics.items():
+            self.measured = int(self.all_gather(metrics["loss"].weight).sum())
             end = "" if suffix == "raw" else f"_{suffix}"
             for key, value in metrics.compute().items():
                 percent = 1 if key == "loss" else 100

@@ -1,7 +1,9 @@
 """Optimizer and schedule from timm, with the groups of ``dcls_models.optim``."""
 
+import inspect
 import logging
 import math
+from collections import Counter
 from typing import Any
 
 import pytorch_lightning as pl
@@ -12,6 +14,7 @@ from torch.optim import Optimizer
 from dcls_models.optim import ParamGroup
 
 _logger = logging.getLogger(__name__)
+GROUPS = {"decay": "weights", "no_decay": "biases, norms, scales", "positions": "where kernel elements are"}
 
 
 def build_optimizer(
@@ -27,17 +30,38 @@ def build_optimizer(
         rates = sorted({group["lr"] for group in same})
         params = [p for group in same for p in group["params"]]
         _logger.info(
-            "optimizer group %-9s lr %-20s weight decay %-5g %4d tensors %11d numbers",
+            "optimizer group %s (%s): lr %s with weight decay %g, %d tensors, %d numbers",
             name,
+            GROUPS.get(name, "others"),
             " to ".join(f"{rate:.3g}" for rate in dict.fromkeys((rates[0], rates[-1]))),
             same[0]["weight_decay"],
             len(params),
             sum(p.numel() for p in params),
         )
+    counts: Counter[str] = Counter()
+    named = []
+    for group in groups:  # LearningRateMonitor needs names that differ
+        kind = group["name"]
+        counts[kind] += 1
+        named.append({**group, "name": kind if counts[kind] == 1 else f"{kind}_{counts[kind]}"})
+    options = {"lr": lr, "weight_decay": weight_decay, **(opt_kwargs or {})}
     try:
-        return create_optimizer_v2(groups, opt=opt, lr=lr, weight_decay=weight_decay, **(opt_kwargs or {}))
+        optimizer = create_optimizer_v2(named, opt=opt, **options)
     except (AssertionError, TypeError, ValueError) as error:
         raise ValueError(f"model.opt {opt!r} with {opt_kwargs or {}}: {error}") from error
+    getattr(optimizer, "base_optimizer", optimizer).register_load_state_dict_pre_hook(_keep_options)
+    return optimizer
+
+
+def _keep_options(optimizer: Optimizer, stored: dict[str, Any]) -> dict[str, Any]:
+    """Takes the state of a checkpoint with the options of now, which torch would replace by the stored ones.
+
+    What an optimizer keeps in its groups besides its options (a step, an estimate) stays the stored one.
+    """
+    options = {"initial_lr", "name", *inspect.signature(type(optimizer)).parameters} - {"params"}
+    pairs = zip(stored["param_groups"], optimizer.param_groups, strict=False)
+    groups = [{**old, **{k: v for k, v in new.items() if k in options}} for old, new in pairs]
+    return {**stored, "param_groups": groups}
 
 
 def build_schedule(
@@ -73,7 +97,7 @@ def build_schedule(
         )
     except (TypeError, ValueError) as error:
         raise ValueError(f"model.sched {sched!r} with {sched_kwargs or {}}: {error}") from error
-    scheduler.updates = updates
+    scheduler.updates, scheduler.updates_per_epoch = updates, updates_per_epoch
     return scheduler
 
 
@@ -94,6 +118,8 @@ def schedule_length(trainer: pl.Trainer) -> tuple[int, int]:
         batches = trainer.num_training_batches
     per_epoch = math.ceil(max(batches, 1) / trainer.accumulate_grad_batches)
     epochs, steps = trainer.max_epochs or -1, trainer.max_steps
+    if 0 in (trainer.max_epochs, steps):
+        return 1, per_epoch  # nothing is trained
     limits = [n for n in (epochs * per_epoch, steps) if n > 0]  # -1: no such limit
     if not limits:
         raise ValueError("set trainer.max_epochs or trainer.max_steps: the schedule needs an end")

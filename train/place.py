@@ -31,6 +31,14 @@ def place(trainer: pl.Trainer) -> Place:
     return Place(epoch, batch)
 
 
+def count_epochs(trainer: pl.Trainer) -> None:
+    """Makes a training that ends by ``max_steps`` go on after the end of an epoch as any other does.
+
+    Lightning takes the epoch for one that was interrupted, and runs it again, without a batch (2.6).
+    """
+    trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
+
+
 def settle(progress: dict[str, Any], at: Place, updates: int) -> None:
     """Writes a place into the state of Lightning's ``fit_loop``, so that it resumes exactly there.
 

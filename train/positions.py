@@ -11,6 +11,8 @@ from pytorch_lightning.loggers import TensorBoardLogger
 
 from dcls_models.layers import DclsNd
 from dcls_models.optim import holders
+from train.pictures import write_picture
+from train.ranges import Count, CountOrNone, check_ranges
 
 Stage = tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]
 
@@ -29,7 +31,10 @@ class PositionsPicture(pl.Callback):
 
     leaves_files = True
 
-    def __init__(self, filename: str = "positions.png", kernels: int = 4, every_n_epochs: int = 10) -> None:
+    def __init__(
+        self, filename: str = "positions.png", kernels: CountOrNone = 4, every_n_epochs: Count = 10
+    ) -> None:
+        check_ranges("positions", self, {"kernels": kernels, "every_n_epochs": every_n_epochs})
         self.filename = filename
         self.kernels = kernels
         self.every_n_epochs = every_n_epochs
@@ -62,9 +67,9 @@ class PositionsPicture(pl.Callback):
         """Writes the picture."""
         stages = self._stages(pl_module)
         if trainer.is_global_zero and stages and self.kernels:
-            figure = draw_positions(stages, self.kernels)
-            figure.savefig(Path(trainer.default_root_dir) / self.filename, dpi=110)
-            plt.close(figure)
+            write_picture(
+                Path(trainer.default_root_dir) / self.filename, draw_positions, stages, self.kernels
+            )
 
     def _stages(self, pl_module: pl.LightningModule) -> list[Stage]:
         sizes = {m.holder(): m.dilated_kernel_size for m in pl_module.modules() if isinstance(m, DclsNd)}

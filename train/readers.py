@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 from timm.data import create_dataset
 from timm.data.readers import create_reader
-from torch.utils.data import Dataset, IterableDataset, get_worker_info
+from torch.utils.data import Dataset, IterableDataset, default_collate, get_worker_info
 
 from dcls_models.files import one_line
 from dcls_models.folders import ClassFolders, class_folders, files_below, holds_folders
 from dcls_models.images import EXTENSIONS, read_image
+from train.errors import DataError
 from train.samplers import PADDING
 from train.seeding import mixed, seed_from
 
@@ -26,52 +27,64 @@ Sample = tuple[torch.Tensor, int]
 Transform = Callable[[Image.Image], torch.Tensor]
 
 
-class DataError(RuntimeError):
-    """A data set cannot be used: which file, and why."""
-
-
 class Samples(Dataset[Sample]):
     """Some or all images of a reader with random access.
 
-    An image that cannot be read is remembered in ``unreadable`` and logged. In training the next one takes
-    its place; in evaluation its label is ``IGNORED``.
+    An image that cannot be read is remembered in ``unreadable`` and logged. In training its batch is smaller
+    by one (see ``collate``); in evaluation its label is ``IGNORED``.
 
     Args:
         reader: One of timm's readers.
         transform: From a PIL image to a tensor ``(3, img_size, img_size)``.
         indices: Which images of the reader; all by default.
-        training: Whether a readable image has to be found.
+        training: Whether unreadable images are left out.
+        exif: Whether images are turned as their EXIF data say.
     """
 
     def __init__(
-        self, reader: Any, transform: Transform, indices: Sequence[int] | None = None, training: bool = False
+        self,
+        reader: Any,
+        transform: Transform,
+        indices: Sequence[int] | None = None,
+        training: bool = False,
+        exif: bool = False,
     ) -> None:
         self.reader = reader
         self.transform = transform
         self.indices = range(len(reader)) if indices is None else indices
-        self.training = training
+        self.training, self.exif = training, exif
         self.unreadable = torch.zeros(len(self.indices), dtype=torch.bool).share_memory_()  # by all workers
 
     def __len__(self) -> int:
         """How many images there are."""
         return len(self.indices)
 
-    def __getitem__(self, index: int) -> Sample:
-        """An image and its label."""
+    def __getitem__(self, index: int) -> Sample | None:
+        """An image and its label; None in training if it cannot be read."""
         if index == PADDING[0]:
             return self._nothing()
-        for _ in range(IN_A_ROW if self.training else 1):
-            try:
-                image, label = self._read(index)
-            except Exception as error:  # decoders raise anything
-                self._note(index, error)
-                index = (index + 1) % len(self)
-            else:
-                return self.transform(image), label
-        if self.training:
-            last = self.filename((index - 1) % len(self))
+        try:
+            image, label = self._read(index)
+        except Exception as error:  # decoders raise anything
+            self._note(index, error)
+            return None if self.training else self._nothing()
+        return self.transform(image), label
+
+    def collate(self, samples: list[Sample | None]) -> Any:
+        """A batch of the images that could be read; if none could, of another one.
+
+        Raises:
+            DataError: If images drawn at random cannot be read either.
+        """
+        readable = [sample for sample in samples if sample is not None]
+        for _ in range(0 if readable else IN_A_ROW):
+            index = int(torch.randint(len(self), ()))
+            if (sample := self[index]) is not None:
+                return default_collate([sample])
+        if not readable:
+            last = self.filename(index)
             raise DataError(f"{IN_A_ROW} images in a row cannot be read, the last one {last}")
-        return self._nothing()
+        return default_collate(readable)
 
     def filename(self, index: int) -> str:
         """Where an image comes from."""
@@ -86,12 +99,13 @@ class Samples(Dataset[Sample]):
         if not found:
             return ""
         names = ", ".join(self.filename(i) for i in found[:3])
-        return f"{len(found)} of {len(self)} images could not be read: {names}{', ...' * (len(found) > 3)}"
+        names += ", ..." * (len(found) > 3)
+        return f"{len(found)} of {len(self)} images could not be read and were left out: {names}"
 
     def _read(self, index: int) -> tuple[Image.Image, int]:
         file, label = self.reader[self.indices[index]]
         with file:
-            return read_image(file), int(label)
+            return read_image(file, self.exif), int(label)
 
     def _note(self, index: int, error: Exception) -> None:
         if not self.unreadable[index]:
@@ -222,20 +236,41 @@ def open_folders(
     return train, open_classes(val, train.names), None, None
 
 
-def open_hub(name: str, root: str | None, splits: Sequence[str]) -> list[Any]:
+def open_hub(
+    name: str, root: str | None, splits: Sequence[str], image: str = "image", label: str = "label"
+) -> list[Any]:
     """The readers of timm for splits of a Hugging Face data set.
 
     Args:
         name: ``hfds/`` and the name on the Hub, or a folder.
         root: Where the data sets are cached; the default of ``datasets`` if None.
         splits: Names of the splits.
+        image: Column of the images.
+        label: Column of the labels.
 
     Raises:
-        DataError: If the package is missing or a split cannot be read.
+        DataError: If the package is missing, or a split or a column is not there.
     """
     try:
-        return [create_reader(name, root=root, split=split) for split in splits]
+        from datasets import ClassLabel, load_dataset  # optional, and slow to import
     except ImportError as error:
         raise DataError("data.dataset hfds/... needs a package: pip install datasets") from error
+    try:
+        columns = load_dataset(name.removeprefix("hfds/"), split=splits[0], cache_dir=root).features
+        if {image, label} <= columns.keys():
+            columns_of = {"input_key": image, "target_key": label}
+            readers = [create_reader(name, root=root, split=split, **columns_of) for split in splits]
     except Exception as error:
         raise DataError(f"cannot read {name} ({', '.join(splits)}): {one_line(error)}") from error
+    if missing := [column for column in (image, label) if column not in columns]:
+        raise DataError(
+            f"{name} has no column {' or '.join(missing)}, but {', '.join(columns)}: give data.image_column "
+            "and data.label_column"
+        )
+    if not isinstance(columns[label], ClassLabel):
+        labels = [column for column, feature in columns.items() if isinstance(feature, ClassLabel)]
+        raise DataError(
+            f"the column {label} of {name} has no names of classes; columns that have: "
+            f"{', '.join(labels) or 'none'}"
+        )
+    return readers

@@ -5,16 +5,21 @@ import logging
 import shlex
 import sys
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import matplotlib.pyplot as plt
 import pytorch_lightning as pl
 import torch
+from matplotlib.figure import Figure
 from pytorch_lightning.callbacks import BasePredictionWriter
 from timm.utils.summary import trim_summary, update_summary
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from dcls_models.files import one_line, replaced
+from train.pictures import write_picture
 from train.readers import IGNORED
+from train.summary import in_words
 
 _logger = logging.getLogger(__name__)
 DRAWN = 16  # sample predictions
@@ -33,6 +38,7 @@ class Report(pl.Callback):
     measures = ("loss", "top1", "top5")  # of a validation
     headline = "top1"
     command = "python -m train"
+    drawn = "curves, confusions and predictions"
 
     def __init__(self, pictures: bool = True) -> None:
         self.pictures = pictures
@@ -43,7 +49,6 @@ class Report(pl.Callback):
         """Drops the rows of the epochs that are to come: of an earlier run, or after the checkpoint."""
         if trainer.is_global_zero:
             trim_summary(str(_in(trainer, "summary.csv")), trainer.current_epoch)
-            _logger.info("training on %s, in %s", _device(trainer), trainer.default_root_dir)
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Empties the confusion matrix."""
@@ -77,8 +82,11 @@ class Report(pl.Callback):
         measured = {k: metrics.get(f"val/{k}", "") if fresh else "" for k in keys}
         train = {"loss": metrics.get("train/loss_epoch", "")}
         file = _in(trainer, "summary.csv")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        update_summary(trainer.current_epoch, train, measured, str(file), lr=metrics.get("lr", ""))
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            update_summary(trainer.current_epoch, train, measured, str(file), lr=metrics.get("lr", ""))
+        except OSError as error:  # the checkpoint is worth more, and comes next
+            _logger.warning("cannot write %s: %s", file, one_line(error))
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draws the pictures, reports unreadable images, and says what to do next."""
@@ -86,22 +94,22 @@ class Report(pl.Callback):
         if not trainer.is_global_zero:
             return
         names = pl_module.hparams["class_names"] or [str(i) for i in range(pl_module.hparams["num_classes"])]
-        if self.pictures:
-            draw_curves(
-                _in(trainer, "summary.csv"), _in(trainer, "curves.png"), ("loss", self.headline, "lr")
-            )
+        summary = _in(trainer, "summary.csv")
+        if self.pictures and summary.is_file():
+            write_picture(_in(trainer, "curves.png"), draw_curves, summary, ("loss", self.headline, "lr"))
             if confusion is not None:
-                draw_confusion(confusion, names, _in(trainer, "confusion.png"))
+                write_picture(_in(trainer, "confusion.png"), draw_confusion, confusion, names)
             if self.seen is not None:
-                self.draw_seen(names, trainer.datamodule, _in(trainer, "predictions_val.png"))
+                picture = _in(trainer, "predictions_val.png")
+                write_picture(picture, self.draw_seen, names, trainer.datamodule)
         for line in trainer.datamodule.unreadable():
             _logger.warning("%s", line)
-        print(next_steps(trainer, self.command, self.headline), file=sys.stderr)
+        print(_next_steps(trainer, self), file=sys.stderr)
 
-    def draw_seen(self, names: list[str], data: Any, picture: Path) -> None:
+    def draw_seen(self, names: list[str], data: Any) -> Figure:
         """Draws what was kept of the validation."""
         assert self.seen is not None
-        draw_predictions(*self.seen, names, data, picture)
+        return draw_predictions(*self.seen, names, data)
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -119,7 +127,11 @@ class PredictionWriter(BasePredictionWriter):
         rank, world = trainer.global_rank, trainer.world_size
         file = _in(trainer, "predictions.csv" if world == 1 else f"predictions_{rank}.csv")
         file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("w", newline="", encoding="utf-8") as out:
+        # a name that is no UTF-8 is written with escapes
+        with (
+            replaced(file) as part,
+            part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as out,
+        ):
             writer = csv.writer(out)
             writer.writerow(["path", "prediction", "probability"])
             for i, (label, p) in enumerate(zip(best.tolist(), probabilities.tolist(), strict=True)):
@@ -129,25 +141,27 @@ class PredictionWriter(BasePredictionWriter):
         print(f"wrote {file}", file=sys.stderr)
 
 
-def next_steps(trainer: pl.Trainer, command: str = "python -m train", headline: str = "top1") -> str:
-    """What somebody types after a training."""
+def _next_steps(trainer: pl.Trainer, report: Report) -> str:
+    """What a training gave, and what somebody types after it."""
     root = trainer.default_root_dir
     typed = shlex.quote(str(root))
     longer = 2 * max(1, trainer.current_epoch)
-    scores = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith(f"val/{headline}")}
-    said = ", ".join(f"{k} {v:.2f} %" for k, v in scores.items())
+    headline = f"val/{report.headline}"
+    scores = {k: v for k, v in trainer.callback_metrics.items() if k.startswith(headline)}
+    said = in_words(scores, None) if scores else "nothing was validated (was there an epoch left?)"
+    if not (Path(root) / "checkpoints" / "last.ckpt").is_file():
+        return f"\n{said}; there is no checkpoint."
     return (
-        f"\n{said or 'nothing was validated (was there an epoch left?)'}; "
-        f"curves, confusions and predictions are drawn in {root}.\n"
+        f"\n{said}; {report.drawn} are drawn in {root}.\n"
         "Next:\n"
         f"  python -m hub export --checkpoint {typed}/checkpoints/last.ckpt --out {typed}\n"
         f"  tensorboard --logdir {typed}\n"
-        f"  {command} fit --config {typed}/logs/config.yaml --ckpt_path last "
+        f"  {report.command} fit --config {typed}/logs/config.yaml --ckpt_path last "
         f"--trainer.max_epochs {longer}"
     )
 
 
-def draw_curves(summary: Path, picture: Path, parts: tuple[str, ...] = ("loss", "top1", "lr")) -> None:
+def draw_curves(summary: Path, parts: tuple[str, ...] = ("loss", "top1", "lr")) -> Figure:
     """Draws columns of ``summary.csv`` over the epochs: those whose name contains one of three parts."""
     with summary.open() as file:
         rows = list(csv.DictReader(file))
@@ -160,22 +174,21 @@ def draw_curves(summary: Path, picture: Path, parts: tuple[str, ...] = ("loss", 
         axis.set(xlabel="epoch", title=part)
         if axis.lines:
             axis.legend(fontsize=8)
-    figure.savefig(picture, dpi=110)
-    plt.close(figure)
+    return figure
 
 
-def draw_confusion(counts: torch.Tensor, names: list[str], picture: Path) -> None:
+def draw_confusion(counts: torch.Tensor, names: list[str]) -> Figure:
     """Draws how often each class (row) was taken for each (column), as a share of the row."""
     shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
     side = min(12.0, 3 + 0.3 * len(names))
     figure, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
     figure.colorbar(axis.imshow(shares, vmin=0, vmax=1, cmap="Blues"), shrink=0.8)
     if len(names) <= NAMED:
-        axis.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
-        axis.set_yticks(range(len(names)), names, fontsize=7)
+        ticks = [_short(name) for name in names]
+        axis.set_xticks(range(len(names)), ticks, rotation=90, fontsize=7)
+        axis.set_yticks(range(len(names)), ticks, fontsize=7)
     axis.set(xlabel="predicted", ylabel="true", title="validation, share of each true class")
-    figure.savefig(picture, dpi=110)
-    plt.close(figure)
+    return figure
 
 
 def draw_predictions(
@@ -184,8 +197,7 @@ def draw_predictions(
     probabilities: torch.Tensor,
     names: list[str],
     data: Any,
-    picture: Path,
-) -> None:
+) -> Figure:
     """Draws validation images with what the model says of them, in red where it is wrong."""
     mean, std = (torch.tensor(data.hparams[k]).view(-1, 1, 1) for k in ("mean", "std"))
     figure, axes = plt.subplots(2, DRAWN // 2, figsize=(DRAWN, 4.6), layout="constrained")
@@ -196,17 +208,15 @@ def draw_predictions(
         if label != IGNORED:
             axis.imshow((image * std + mean).clamp(0, 1).permute(1, 2, 0))
             best = int(p.argmax())
-            said = f"{names[best]} {float(p[best]):.0%}" + ("" if best == label else f"\n(is {names[label]})")
+            said = f"{_short(names[best])} {float(p[best]):.0%}"
+            said += "" if best == label else f"\n(is {_short(names[label])})"
             axis.set_title(said, fontsize=9, color="black" if best == label else "tab:red")
-    figure.savefig(picture, dpi=100)
-    plt.close(figure)
+    return figure
 
 
 def _in(trainer: pl.Trainer, name: str) -> Path:
     return Path(trainer.default_root_dir) / name
 
 
-def _device(trainer: pl.Trainer) -> str:
-    device = trainer.strategy.root_device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return f"{trainer.world_size} x {name}"
+def _short(name: str) -> str:
+    return shorten(name, 30, placeholder="...") if " " in name else name[:30] + "..." * (len(name) > 30)

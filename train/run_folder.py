@@ -53,24 +53,59 @@ def check_checkpoint(path: Path, name: str) -> Run:
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     run = read_run(path)
-    if run.model["name"] != name:
+    if run.model.get("name") != name:
         raise CheckpointError(
-            f"{path} is of a {run.model['name']}, not of a {name}; choose the same model.name"
+            f"{path} is of a {run.model.get('name')}, not of a {name}; choose the same model.name"
         )
     return run
 
 
-def compare(stored: dict[str, Any], now: dict[str, Any]) -> None:
-    """Says what has changed since a checkpoint was written.
+SPLIT = "cannot go on with another split: it would validate on images that it has learned"
+# Options with which a training cannot go on if they are others than in its checkpoint, and why.
+FIXED = {
+    "model.opt": "cannot go on with another optimizer",
+    "model.head_only": "cannot go on with other parameters in the optimizer",
+    "model.layer_decay": "cannot go on with other groups in the optimizer",
+    "model.blocks_per_layer": "cannot go on with other groups in the optimizer",
+    "data.val_share": SPLIT,
+    "data.files_sha256": SPLIT,
+}
+# Options that decide only on how a training starts, or that the model's and the data's checks compare.
+STARTING = {"pretrained", "warm_start", "num_classes", "class_names", "names", "predict_root", "held_out"}
+
+
+def compare(part: str, stored: dict[str, Any], now: dict[str, Any]) -> None:
+    """Says which options have changed since a checkpoint was written.
+
+    Args:
+        part: ``model`` or ``data``.
+        stored: Its options in the checkpoint.
+        now: Its options of now.
 
     Raises:
-        ValueError: If that is the optimizer, whose state does not fit another.
+        ValueError: If a training cannot go on with one of them.
     """
-    for key in sorted(k for k in stored.keys() & now.keys() if stored[k] != now[k]):
-        changed = f"model.{key} was {stored[key]!r}, now it is {now[key]!r}"
-        if key == "opt":
-            raise ValueError(f"a training cannot go on with another optimizer: {changed}")
+    for key in sorted((stored.keys() & now.keys()) - STARTING):
+        if _plain(stored[key]) == _plain(now[key]):
+            continue
+        if key == "files_sha256":  # of the images that were trained on
+            _logger.warning("the files to train on are others than those of the checkpoint")
+            if not stored.get("held_out"):
+                continue
+        changed = f"{part}.{key} was {stored[key]!r}, now it is {now[key]!r}"
+        reason = FIXED.get(f"{part}.{key}")
+        if key == "ema_decay" and None in (stored[key], now[key]):
+            reason = "cannot begin or stop averaging"
+        if reason:
+            raise ValueError(f"a training {reason}: {changed}; start afresh, or give the option as it was")
         _logger.warning("changed since the checkpoint: %s", changed)
+
+
+def _plain(value: Any) -> Any:
+    """A value as YAML would give it back."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def loggers(root: Path, resumed: bool) -> list[dict[str, Any]]:

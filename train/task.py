@@ -10,7 +10,7 @@ from torch import nn
 from dcls_models.optim import ParamGroup, param_groups
 from train.checkpoints import NotFiniteError
 from train.optimizer import build_optimizer, build_schedule, schedule_length
-from train.place import place, settle
+from train.place import count_epochs, place, settle
 from train.seeding import run_seed, seed_from
 
 
@@ -29,6 +29,8 @@ class Task(pl.LightningModule):
         super().__init__()
         self.ema: ModelEmaV3 | None = None
         self._finite: torch.Tensor | None = None
+        self._stored_per_epoch: int | None = None  # updates of an epoch, in the checkpoint to go on from
+        self._ahead = 0  # how many updates the schedule is ahead of those that were made
 
     def average(self, decay: float | None, warmup: bool) -> None:
         """Keeps a moving average of ``model`` as ``ema``, unless there is no decay; it is saved as well.
@@ -61,14 +63,32 @@ class Task(pl.LightningModule):
         scheduler = build_schedule(optimizer, updates, per_epoch, **options)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def setup(self, stage: str) -> None:
+        """Prepares the trainer to go on from checkpoints."""
+        count_epochs(self.trainer)
+
     def on_train_start(self) -> None:
-        """Sets the learning rates of the first update, which follow from the config and not a checkpoint."""
-        for config in self.trainer.lr_scheduler_configs if self.global_step else ():
+        """Sets the learning rates of the first update of a resumed training.
+
+        They follow from the config of now; where an epoch has another number of updates than it had, from
+        how much of the training is done.
+        """
+        if not self.global_step:
+            return
+        for config in self.trainer.lr_scheduler_configs:
+            per_epoch = getattr(config.scheduler, "updates_per_epoch", None)
+            if self._stored_per_epoch not in (None, per_epoch) and (self.trainer.max_epochs or -1) > 0:
+                at = place(self.trainer)
+                done = at.epoch * per_epoch + at.batch // self.trainer.accumulate_grad_batches
+                self._ahead = done - self.global_step
             self.lr_scheduler_step(config.scheduler, None)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Tells timm's schedulers the number of updates."""
-        scheduler.step_update(num_updates=self.global_step)
+        """Tells timm's schedulers the number of updates; others, as of a callback, step as they do."""
+        if hasattr(scheduler, "step_update"):
+            scheduler.step_update(num_updates=self.global_step + self._ahead)
+        else:
+            super().lr_scheduler_step(scheduler, metric)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seeds dropout, drop path and all else that is random in a step."""
@@ -97,7 +117,8 @@ class Task(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Logs the learning rates, of the head and of the last positions where they differ by layer."""
         rates = {
-            "lr_positions" if g.get("name") == "positions" else "lr": g["lr"] for g in optimizer.param_groups
+            "lr_positions" if g.get("name", "").startswith("positions") else "lr": g["lr"]
+            for g in optimizer.param_groups
         }
         self.log_dict(rates)
 
@@ -113,9 +134,12 @@ class Task(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Makes the checkpoint say in one way where the training is."""
+        for config in self.trainer.lr_scheduler_configs:
+            checkpoint["updates_per_epoch"] = getattr(config.scheduler, "updates_per_epoch", None)
         if checkpoint.get("loops"):
             settle(checkpoint["loops"]["fit_loop"], place(self.trainer), self.trainer.global_step)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves the checkpoint's schedule out: it would keep the end of a training that is made longer."""
         checkpoint["lr_schedulers"] = []
+        self._stored_per_epoch = checkpoint.get("updates_per_epoch")

@@ -101,6 +101,7 @@ def _state_of(tensor: torch.Tensor) -> tuple[int, int]:
     return id(tensor), 0 if tensor.is_inference() else tensor._version
 
 
+@torch.no_grad()  # not part of what a checkpointed forward saves and computes again
 def keep_loaded_outside(holder: Holder, incompatible_keys: Any = None) -> None:
     """After a load: notes and reports positions outside the kernel."""
     positions = holder._parameters.get("positions")

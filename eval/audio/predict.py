@@ -62,7 +62,7 @@ def draw(shown: list[tuple[Path, Answers, torch.Tensor]], seconds: float) -> Fig
         axis.axis("off")
     for axis, (file, answers, spectrogram) in zip(axes.flat, shown, strict=False):
         extent = (0, seconds, 0, len(spectrogram))
-        axis.imshow(spectrogram, origin="lower", aspect="auto", extent=extent, cmap="magma")
+        axis.imshow(spectrogram.numpy(), origin="lower", aspect="auto", extent=extent, cmap="magma")
         tags = "\n".join(f"{name} {probability:.0%}" for name, probability in answers[:3])
         axis.set_title(f"{file.name}\n{tags}", fontsize=8)
         axis.set(xlabel="seconds", ylabel="mel band")

@@ -1,11 +1,11 @@
 """What a training on sounds leaves to look at: curves, and spectrograms with what the model says of them."""
 
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import pytorch_lightning as pl
 import torch
+from matplotlib.figure import Figure
 
 from train.report import Report
 
@@ -23,6 +23,7 @@ class TagReport(Report):
     measures = ("loss", "map", "top1")
     headline = "map"
     command = "python -m train.audio"
+    drawn = "curves and predictions"
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Counts no confusions: a sound may have several classes."""
@@ -43,7 +44,7 @@ class TagReport(Report):
             spectrograms = pl_module.front_end(waveforms[kept])[:, 0].cpu()
             self.seen = spectrograms, targets[kept].cpu(), outputs[kept].float().sigmoid().cpu()
 
-    def draw_seen(self, names: list[str], data: Any, picture: Path) -> None:
+    def draw_seen(self, names: list[str], data: Any) -> Figure:
         """Draws the spectrograms; tags that the sound has are black, others red."""
         assert self.seen is not None
         spectrograms, targets, probabilities = self.seen
@@ -55,8 +56,7 @@ class TagReport(Report):
             axis.axis("off")
         for axis, *shown in zip(axes.flat, spectrograms, targets, probabilities, strict=False):
             draw_tags(axis, *shown, names, data.front_end["seconds"])
-        figure.savefig(picture, dpi=100)
-        plt.close(figure)
+        return figure
 
 
 def draw_tags(
@@ -69,17 +69,15 @@ def draw_tags(
 ) -> None:
     """Draws a spectrogram ``(mels, frames)`` with its own tags above it and the likeliest ones in it."""
     mels = len(spectrogram)
-    axis.imshow(spectrogram, origin="lower", aspect="auto", extent=(0, seconds, 0, mels), cmap="magma")
+    axis.imshow(
+        spectrogram.numpy(), origin="lower", aspect="auto", extent=(0, seconds, 0, mels), cmap="magma"
+    )
     own = ", ".join(names[i] for i in target.nonzero().flatten().tolist())
-    axis.set_title(_plain(own), fontsize=9)
+    axis.set_title(own, fontsize=9)
     axis.set(xlabel="seconds", ylabel="mel band")
     best = probabilities.topk(min(SAID, len(probabilities)))
     for line, (value, i) in enumerate(zip(best.values.tolist(), best.indices.tolist(), strict=True)):
         colour = "black" if target[i] else "tab:red"
         box = {"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 1.5}
         place = {"xy": (0.02, 0.93 - 0.09 * line), "xycoords": "axes fraction", "va": "top"}
-        axis.annotate(_plain(f"{names[i]} {value:.0%}"), color=colour, fontsize=8, bbox=box, **place)
-
-
-def _plain(text: str) -> str:
-    return text.replace("$", r"\$")  # matplotlib reads formulas
+        axis.annotate(f"{names[i]} {value:.0%}", color=colour, fontsize=8, bbox=box, **place)

@@ -1,25 +1,23 @@
 """What segmentation and detection share: optimizer groups, loaders, command line, the result."""
 
 import re
-import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pytorch_lightning.cli import LightningArgumentParser
 from torch import nn
 from torch.utils.data import Dataset
 
-from dcls_models.files import write_json
+from dcls_models.files import printable, write_json
 from dcls_models.optim import ParamGroup, param_groups
-from dcls_models.provenance import provenance
 from train.cli import TrainCLI
 from train.loaders import TaskData
+from train.ranges import Count, CountOrNone, NotNegative, Range, ShareAboveZero, check_ranges
 from train.task import Task
 
 STAGE = re.compile(r"(?:stages_|layer)(\d+)(?:\.(?:blocks\.)?(\d+))?")
-PACKAGES = ("torchvision", "pytorch-lightning", "torchmetrics")
 Samples = tuple[tuple[torch.Tensor, ...], tuple[Any, ...]]
 
 
@@ -48,21 +46,22 @@ class Dense(Task):
         self,
         opt: str = "adamw",
         opt_kwargs: dict[str, Any] | None = None,
-        lr: float = 1e-4,
-        weight_decay: float = 0.05,
-        positions_lr_scale: float = 5.0,
-        backbone_lr_scale: float = 1.0,
-        layer_decay: float | None = None,
-        blocks_per_layer: int | None = None,
+        lr: NotNegative = 1e-4,
+        weight_decay: NotNegative = 0.05,
+        positions_lr_scale: NotNegative = 5.0,
+        backbone_lr_scale: NotNegative = 1.0,
+        layer_decay: ShareAboveZero | None = None,
+        blocks_per_layer: Count | None = None,
         sched: str = "cosine",
         sched_kwargs: dict[str, Any] | None = None,
-        warmup_updates: int = 0,
-        warmup_lr: float = 0.0,
-        min_lr: float = 0.0,
+        warmup_updates: CountOrNone = 0,
+        warmup_lr: NotNegative = 0.0,
+        min_lr: NotNegative = 0.0,
         channels_last: bool = True,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
+        check_ranges("model", self, self.hparams)
 
     def parts(self) -> tuple[nn.Module, nn.Module]:
         """The backbone (timm's ``features_only``), and everything else."""
@@ -119,14 +118,15 @@ class DenseData(TaskData):
     def __init__(
         self,
         root: str | None = None,
-        batch_size: int = 16,
-        num_workers: int = 2,
-        scenes: int = 2000,
-        val_scenes: int = 200,
-        scene_side: int = 96,
+        batch_size: Count = 16,
+        num_workers: CountOrNone = 2,
+        scenes: Count = 2000,
+        val_scenes: Count = 200,
+        scene_side: Annotated[int, Range(48)] = 96,
     ) -> None:
         super().__init__(batch_size, num_workers)
         self.save_hyperparameters()
+        check_ranges("data", self, self.hparams)
 
     def dataset(self, training: bool) -> Dataset[Any]:
         """Pairs of an image ``(3, H, W)`` in [0, 1] and its target."""
@@ -151,8 +151,6 @@ class DenseData(TaskData):
 class DenseCLI(TrainCLI):
     """Measures before and after the training, and writes both to ``results.json`` in the run's folder."""
 
-    task: str  # in the result
-
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Those that segmentation and detection have."""
@@ -166,6 +164,7 @@ class DenseCLI(TrainCLI):
 
     def before_fit(self) -> None:
         """Measures where the training starts."""
+        super().before_fit()
         if not self.trainer.fast_dev_run:
             self.before = self._measured(self.config["fit"]["ckpt_path"])
 
@@ -176,18 +175,18 @@ class DenseCLI(TrainCLI):
         updates, scores = self.trainer.global_step, self._measured()
         if not self.trainer.is_global_zero:
             return
-        spec = sys.modules["__main__"].__spec__
-        command = ["python", "-m", spec.name if spec else "train", *sys.argv[1:]]
-        record = provenance(self.task, command, self.trainer.strategy.root_device, PACKAGES)
         hp = self.model.hparams
         model = {"model": hp["name"], "model_kwargs": hp["model_kwargs"] or {}}
         size = {"n": len(self.datamodule.val_set), "updates": updates}
         path = Path(self.trainer.default_root_dir) / "results.json"
-        write_json(path, {**record, **model, **scores, "before": self.before, **size})
-        print(", ".join(f"{k} {self.before[k]} -> {scores[k]}" for k in self.before), f"({path})")
+        write_json(path, {**self.result(scores), **model, "before": self.before, **size})
+        print(
+            ", ".join(f"{k} {self.before[k]} -> {scores[k]}" for k in self.before),
+            f"({printable(str(path))})",
+        )
 
     def _measured(self, ckpt_path: str | None = None) -> dict[str, float]:
         (scores,) = self.trainer.validate(
             self.model, datamodule=self.datamodule, ckpt_path=ckpt_path, verbose=False
         )
-        return {k.removeprefix("val/"): round(v, 2) for k, v in scores.items()}
+        return {k.removeprefix("val/"): round(v, 2) for k, v in scores.items() if k.startswith("val/")}

@@ -25,6 +25,7 @@ from train.dense.base import Dense, DenseCLI, DenseData, Samples
 from train.dense.scenes import Scenes
 from train.launch import launch
 from train.models import build_checked, starts_pretrained, to_memory_layout
+from train.ranges import Count
 
 MEASURED = {
     "box_ap": "bbox_map",
@@ -90,12 +91,12 @@ class Detector(Dense):
         self,
         name: str = "convnext_dcls_tiny",
         pretrained: bool = False,
-        num_classes: int = 91,
+        num_classes: Count = 91,
         model_kwargs: dict[str, Any] | None = None,
-        channels: int = 256,
-        anchor_sides: tuple[int, int, int, int, int] = (32, 64, 128, 256, 512),
-        min_size: tuple[int, ...] = (800,),
-        max_size: int = 1333,
+        channels: Count = 256,
+        anchor_sides: tuple[Count, Count, Count, Count, Count] = (32, 64, 128, 256, 512),
+        min_size: tuple[Count, ...] = (800,),
+        max_size: Count = 1333,
         rcnn_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:

@@ -20,6 +20,7 @@ from train.dense.base import Dense, DenseCLI, DenseData, Samples
 from train.dense.scenes import Scenes
 from train.launch import launch
 from train.models import build_checked, starts_pretrained, to_memory_layout
+from train.ranges import Count
 
 IGNORED = 255  # pixels that are of no class
 
@@ -43,9 +44,9 @@ class Segmenter(Dense):
         self,
         name: str = "convnext_dcls_tiny",
         pretrained: bool = False,
-        num_classes: int = 150,
+        num_classes: Count = 150,
         model_kwargs: dict[str, Any] | None = None,
-        decoder_channels: int = 512,
+        decoder_channels: Count = 512,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -115,8 +116,8 @@ class SegmentationData(DenseData):
 
     def __init__(
         self,
-        classes: int | None = None,
-        size: int = 512,
+        classes: Count | None = None,
+        size: Count = 512,
         zero_is_no_class: bool = False,
         train_split: str = "training",
         val_split: str = "validation",
