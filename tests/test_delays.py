@@ -76,6 +76,9 @@ class TestForms:
         other.load_state_dict(layer.state_dict())
         for twin in (other, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
             assert torch.equal(twin(input), layer(input))
+        for twin in (copy.deepcopy(layer.fuse()), pickle.loads(pickle.dumps(layer.fuse()))):
+            assert torch.equal(twin(input), layer.fuse()(input))
+        assert layer.fuse().double()(input.double()).dtype == torch.float64
         fused = Delays(4, 3, 6, **form).fuse()
         fused.load_state_dict(layer.fuse().state_dict())
         assert torch.equal(fused(input), layer.fuse()(input))

@@ -170,7 +170,9 @@ class FusedDelays(nn.Module):
 
     delays: torch.Tensor
     weights: torch.Tensor
-    _table: torch.Tensor
+    _rows: torch.Tensor
+    _columns: torch.Tensor
+    _values: torch.Tensor
 
     def __init__(self, delays: torch.Tensor, weights: torch.Tensor, max_delay: int, tail: int = 0) -> None:
         super().__init__()
@@ -178,7 +180,7 @@ class FusedDelays(nn.Module):
         self.register_buffer("delays", delays)
         self.register_buffer("weights", weights)
         self._make_table()
-        self.register_load_state_dict_post_hook(lambda module, _: module._make_table())
+        self.register_load_state_dict_post_hook(_make_table_again)
 
     def _make_table(self) -> None:
         """A sparse row per output: which input, how late (taps that coincide are added)."""
@@ -187,14 +189,19 @@ class FusedDelays(nn.Module):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
             warnings.filterwarnings("ignore", "Sparse invariant checks are implicitly disabled")
-            self.register_buffer("_table", dense.flatten(1).to_sparse_csr(), persistent=False)
+            table = dense.flatten(1).to_sparse_csr()
+        parts = {"_rows": table.crow_indices(), "_columns": table.col_indices(), "_values": table.values()}
+        for name, part in parts.items():  # a sparse buffer could not be copied
+            self.register_buffer(name, part.clone(), persistent=False)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """As ``Delays.forward``; for large batches that one, in eval mode, is faster."""
         batch, inputs, time = input.shape
         window = F.pad(input, (self.max_delay, self.tail)).unfold(-1, time + self.tail, 1)
         late = window.permute(1, 2, 0, 3).reshape(inputs * (self.max_delay + 1), -1)
-        return (self._table @ late).view(len(self.delays), batch, -1).transpose(0, 1)
+        size = (len(self.delays), len(late))
+        table = torch.sparse_csr_tensor(self._rows, self._columns, self._values, size, check_invariants=False)
+        return (table @ late).view(len(self.delays), batch, -1).transpose(0, 1)
 
     @torch.no_grad()
     def step(
@@ -216,6 +223,10 @@ class FusedDelays(nn.Module):
         """What it connects."""
         outputs, inputs, count = self.delays.shape
         return f"{inputs}, {outputs}, max_delay={self.max_delay}, kernel_count={count}, tail={self.tail}"
+
+
+def _make_table_again(module: FusedDelays, incompatible_keys: Any) -> None:
+    module._make_table()
 
 
 def narrowed(epoch: int, epochs: int, start: float, end: float = 0.23, until: float = 0.25) -> float:

@@ -39,6 +39,8 @@ class SpikeData(TaskData):
         front_end: Sounds become ``spikes`` or ``logmel`` (1 s, 80 bands).
     """
 
+    unit = "recordings"
+
     def __init__(
         self,
         root: str | None = None,
@@ -67,6 +69,8 @@ class SpikeData(TaskData):
             raise FileNotFoundError(f"there is no train.npz, train.h5 or train/<class>/ in {folder}")
         if val == "test" and test is None:
             raise FileNotFoundError(f"data.val is test, but there are no recordings to test on in {folder}")
+        if val == "test":
+            _logger.warning("validating on the test set, as the authors: its best epoch is chosen on it")
         self.channels = train.channels
         self.class_names = train.class_names or None
         self.num_classes = len(train.class_names) or int(train.labels.max()) + 1
