@@ -7,6 +7,7 @@ import pickle
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -395,22 +396,22 @@ def test_nothing_to_download(server: Server, tmp_path: Path) -> None:
         create("convnext_v0", {"url": "somewhere/tiny.pth"}, cache_dir=tmp_path)
 
 
-@pytest.fixture
-def no_room() -> Iterator[Callable[[int], None]]:
+@contextmanager
+def no_room(size: int) -> Iterator[None]:
     """No file may become larger than so many bytes, as on a full disk."""
     resource = pytest.importorskip("resource")  # not on Windows
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
 
-def test_a_full_disk_is_said_in_one_line(
-    server: Server, tmp_path: Path, no_room: Callable[[int], None]
-) -> None:
+def test_a_full_disk_is_said_in_one_line(server: Server, tmp_path: Path) -> None:
     source = server.put("large.pth", path_of("convnext_v0").read_bytes())
-    no_room(1000)
     words = r"cannot download http.*large.pth \(.*too large\); set TORCH_HOME to a folder with room, or "
-    with pytest.raises(CheckpointError, match=words) as error:
+    with pytest.raises(CheckpointError, match=words) as error, no_room(1000):
         create("convnext_v0", source, cache_dir=tmp_path)
     assert "\n" not in str(error.value) and "--model.model_kwargs.pretrained_cfg_overlay" in str(error.value)
     assert not list(tmp_path.iterdir())
@@ -433,12 +434,13 @@ def test_a_cache_that_cannot_be_made_is_said_in_one_line(
 
 
 def test_weights_are_used_where_their_sha256_cannot_be_kept(
-    tmp_path: Path, no_room: Callable[[int], None], caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "weights.pth").write_bytes(path_of("convnext_v0").read_bytes())
     source = {"url": "http://127.0.0.1:9/weights.pth"}  # already in the cache
-    no_room(10)
-    assert_golden(create("convnext_v0", source, cache_dir=tmp_path), "convnext_v0")
+    with no_room(10):
+        model = create("convnext_v0", source, cache_dir=tmp_path)
+    assert_golden(model, "convnext_v0")
     assert f"later changes of {tmp_path / 'weights.pth'} will not be noticed: " in caplog.text
     assert [p.name for p in tmp_path.iterdir()] == ["weights.pth"]
     (tmp_path / "weights.pth.sha256").mkdir()
