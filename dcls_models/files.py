@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,9 +12,28 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+HOME = re.compile(r"(local-dir:|hfds/|)~")
+
 
 def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
+def expand_home(options: Any) -> None:
+    """Puts the home folder in the place of ``~`` where an option's value begins with it, or its folder does.
+
+    Also in ``local-dir:~/FOLDER`` and ``hfds/~/FOLDER``, and in lists of files.
+    """
+    for key, value in vars(options).items():
+        setattr(options, key, [_in_home(v) for v in value] if isinstance(value, list) else _in_home(value))
+
+
+def _in_home(value: Any) -> Any:
+    kind = HOME.match(str(value)) if isinstance(value, str | Path) else None
+    if not kind:
+        return value
+    rest = str(value)[kind.end(1) :]
+    return type(value)(kind[1] + os.path.expanduser(rest))  # noqa: PTH111, leaves ~unknown
 
 
 def check_writable(path: Path, name: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from dcls_models.files import check_writable, locked
+from dcls_models.files import check_writable, expand_home, locked
 from eval import delays, predict, processes, report
 from eval.audio import tagging
 from eval.classification import accuracy, robustness
@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs one command."""
     argv = sys.argv[1:] if argv is None else list(argv)
     arguments = parser().parse_args(argv)
+    expand_home(arguments)
     arguments.argv = argv
     for name in WRITTEN:
         if file := getattr(arguments, name, None):

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from dcls_models.files import expand_home
 from hub.card import write_card
 from hub.convert import convert, key_values
 from hub.download import download, verify
@@ -140,4 +141,5 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs one subcommand."""
     given = parser().parse_args(argv)
+    expand_home(given)
     given.run(given)

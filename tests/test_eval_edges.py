@@ -327,3 +327,14 @@ def test_a_download_that_fails_says_what_to_give_instead(model: str, option: str
     ) as error:
         main(command)
     assert "pretrained_cfg_overlay" not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_home_folder(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shells leave ``~`` as it is in ``--model=local-dir:~/x`` and ``--output=~/x``."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model").symlink_to(model.removeprefix("local-dir:"))
+    write_images(tmp_path / "images", classes=3)
+    options = ["--model=local-dir:~/model", "--data=~/images", "--output=~/result.json", *FEW]
+    main(["accuracy", *options])
+    assert (tmp_path / "result.json").is_file()
+    hub_main(["verify", "~/model"])

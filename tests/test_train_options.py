@@ -1,5 +1,6 @@
 """Options: their ranges, what may change when a training goes on, paths, and Lightning's own ones."""
 
+import csv
 import inspect
 import json
 import logging
@@ -87,6 +88,12 @@ class TestRanges:
             (["--data.crop_pct", "0"], "data.crop_pct must be above 0"),
             (["--data.std", "[1, 1, 0]"], "data.std must be above 0 each"),
             (["--keep_last.every_n_updates", "0"], "keep_last.every_n_updates must be at least 1"),
+            (["--trainer.gradient_clip_val", "-1"], "trainer.gradient_clip_val must be at least 0, got -1"),
+            (
+                ["--trainer.accumulate_grad_batches", "0"],
+                "trainer.accumulate_grad_batches must be at least 1",
+            ),
+            (["--trainer.val_check_interval", "0.0"], "trainer.val_check_interval must be above 0"),
             (["--positions.every_n_epochs", "0"], "positions.every_n_epochs must be at least 1"),
         ],
     )
@@ -269,6 +276,16 @@ class TestLightning:
         seen = callback("CountValidations")
         fit(images, tmp_path, "--trainer.max_epochs", "2", *often, *seen)
         assert (tmp_path / "validations.txt").read_text() == "6"
+
+    @pytest.mark.parametrize(
+        "flags", [["--trainer.max_steps", "8"], ["--trainer.check_val_every_n_epoch", "2"]]
+    )
+    def test_an_epoch_without_a_validation_has_no_numbers_of_one(self, images, tmp_path, flags):
+        """Neither those of the epoch before it."""
+        often = ["--trainer.max_epochs", "2", *flags]
+        fit(images, tmp_path, *often)
+        measured = [bool(r["eval_loss"]) for r in csv.DictReader((tmp_path / "summary.csv").open())]
+        assert measured == ([True, False] if "8" in flags else [False, True])
 
     def test_averaged_at_the_end(self, images, tmp_path):
         """The weights of Lightning's StochasticWeightAveraging are those of the checkpoint."""

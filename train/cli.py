@@ -1,7 +1,6 @@
 """The command line: Lightning's, with the data's classes linked to the model and one folder per run."""
 
 import os
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from pytorch_lightning.callbacks import BatchSizeFinder, Checkpoint, LearningRat
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from dcls_models import CheckpointError
-from dcls_models.files import locked, printable, replaced, write_json
+from dcls_models.files import expand_home, locked, printable, replaced, write_json
 from dcls_models.loading import Run
 from dcls_models.provenance import provenance
 from train.checkpoints import AtomicCheckpointIO, KeepLast
@@ -23,6 +22,7 @@ from train.errors import reason
 from train.models import SyncBatchNorm
 from train.positions import PositionsPicture
 from train.progress import Progress
+from train.ranges import Range
 from train.run_folder import check_checkpoint, compare, last_checkpoint, loggers, put_aside
 from train.summary import EpochLines, Summary, in_words
 
@@ -30,8 +30,12 @@ INSTEAD: dict[type, str] = {
     LearningRateFinder: "each group of the optimizer has its own rate and schedule; give model.lr",
     BatchSizeFinder: "the schedule depends on the number of batches; give data.batch_size",
 }
+TRAINER = {  # what Lightning itself lets pass: a negative clipping turns gradients round
+    "gradient_clip_val": Range(0),
+    "accumulate_grad_batches": Range(1),
+    "val_check_interval": Range(0, above=True),
+}
 PACKAGES = ("torchvision", "pytorch-lightning", "torchmetrics")  # their versions are in a results file
-HOME = re.compile(r"(local-dir:|hfds/|)~")
 
 
 class Parser(LightningArgumentParser):
@@ -187,8 +191,13 @@ class TrainCLI(LightningCLI):
         """Makes the trainer, without what its options switch off; what cannot work here is refused.
 
         Raises:
-            ValueError: If a callback would change what the schedule and the optimizer's groups depend on.
+            ValueError: If a callback would change what the schedule and the optimizer's groups depend on, or
+                a number is out of range.
         """
+        for option, allowed in TRAINER.items():
+            value = config[option]
+            if isinstance(value, int | float) and value not in allowed:
+                raise ValueError(f"trainer.{option} must be {allowed}, got {value}")
         given = config["callbacks"] or []
         for callback in given if isinstance(given, list) else [given]:
             for kind, instead in INSTEAD.items():
@@ -237,18 +246,6 @@ class TrainCLI(LightningCLI):
         """
         if not self.config[self.subcommand]["ckpt_path"]:
             raise ValueError("random weights are not worth it: give --ckpt_path (last, or a file)")
-
-
-def expand_home(options: Any) -> None:
-    """Puts the home folder in the place of ``~`` where an option's value begins with it, or its folder does.
-
-    Also in ``local-dir:~/FOLDER`` and ``hfds/~/FOLDER``.
-    """
-    for key, value in vars(options).items():
-        if isinstance(value, str):
-            kind = HOME.match(value)
-            if kind:
-                options[key] = kind[1] + os.path.expanduser(value[kind.end(1) :])  # noqa: PTH111, leaves ~unknown
 
 
 @contextmanager

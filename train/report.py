@@ -78,7 +78,7 @@ class Report(pl.Callback):
         if not trainer.is_global_zero:
             return
         keys = [f"{k}{end}" for end in ("", "_ema")[: 1 + (pl_module.ema is not None)] for k in self.measures]
-        fresh = trainer.fit_loop.epoch_loop._should_check_val_epoch()
+        fresh = pl_module.validated == trainer.current_epoch
         measured = {k: metrics.get(f"val/{k}", "") if fresh else "" for k in keys}
         train = {"loss": metrics.get("train/loss_epoch", "")}
         file = _in(trainer, "summary.csv")

@@ -46,7 +46,7 @@ class EpochLines(pl.Callback):
         """Says it."""
         start = getattr(self, "_start", time.monotonic())
         metrics = {k: v for k, v in trainer.callback_metrics.items() if k.startswith(("val/", "train/loss"))}
-        if not trainer.fit_loop.epoch_loop._should_check_val_epoch():  # of an earlier epoch
+        if getattr(pl_module, "validated", None) != trainer.current_epoch:  # of an earlier epoch
             metrics = {k: v for k, v in metrics.items() if not k.startswith("val/")}
         if trainer.is_global_zero:
             of = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""

@@ -30,6 +30,7 @@ class Task(pl.LightningModule):
         self.ema: ModelEmaV3 | None = None
         self._finite: torch.Tensor | None = None
         self._stored_per_epoch: int | None = None  # updates of an epoch, in the checkpoint to go on from
+        self.validated = -1  # the epoch of the last validation
         self._ahead = 0  # how many updates the schedule is ahead of those that were made
 
     def average(self, decay: float | None, warmup: bool) -> None:
@@ -93,6 +94,10 @@ class Task(pl.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seeds dropout, drop path and all else that is random in a step."""
         seed_from(run_seed(), self.current_epoch, batch_idx, self.global_rank)
+
+    def on_validation_end(self) -> None:
+        """Notes when it was: a training that is cut short ends in an epoch without one."""
+        self.validated = self.current_epoch
 
     def on_before_backward(self, loss: torch.Tensor) -> None:
         """Stops a training whose loss is not finite; on a GPU, which would have to wait, it looks rarely."""
