@@ -200,7 +200,10 @@ class TrainCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Compares the data with those that a checkpoint was trained on."""
-        if self.resumed is not None:
+        if self.resumed is None:
+            return
+        stored, now = (list(h.get("class_names") or ()) for h in (self.resumed.model, self.model.hparams))
+        if stored == now:  # or else the module refuses the checkpoint, and says which classes
             compare("data", self.resumed.data, self.datamodule.hparams)
 
     def after_validate(self) -> None:
