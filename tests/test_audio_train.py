@@ -269,9 +269,9 @@ class TestData:
         ("flags", "message"),
         [
             (["--data.root", "nowhere"], "data.root is not a folder: nowhere"),
-            (["--data.seconds", "-1"], "std and seconds must be positive"),
-            (["--data.speed_prob", "2"], "data.speed_prob is 0 to 1"),
-            (["--model.label_smoothing", "1"], "model.label_smoothing is 0 to below 1"),
+            (["--data.seconds", "-1"], "data.seconds must be above 0, got -1"),
+            (["--data.speed_prob", "2"], "data.speed_prob must be at least 0 and at most 1, got 2"),
+            (["--model.label_smoothing", "1"], "model.label_smoothing must be at least 0 and below 1, got 1"),
             (["--data.train", "a.csv"], "give both data.train and data.val"),
             (["--data.dataset", "wds/"], "data.dataset is hfds/NAME, got 'wds/'"),
             (

@@ -177,7 +177,7 @@ def test_where_nothing_was_measured_to_be_faster_compiled_code_has_aten(how, mon
         assert compiled(layer, x)[0] == ["aten"]
 
 
-@pytest.mark.parametrize(("layout", "dynamic"), zip(LAYOUTS, (None, True), strict=True), ids=str)
+@pytest.mark.parametrize(("layout", "dynamic"), list(zip(LAYOUTS, (None, True), strict=True)), ids=str)
 def test_sizes_are_dynamic_without_compiling_each(layout, dynamic):
     """As often as nn.Conv2d: once for the first sizes, then once for each that begins to change."""
     counts = []

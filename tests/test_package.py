@@ -171,7 +171,7 @@ class TestImports:
         assert not roots & {"tests", "lightning"}
         assert "dcls_models" in roots
 
-    @pytest.mark.parametrize("wing", WINGS)
+    @pytest.mark.parametrize("wing", sorted(WINGS))
     def test_the_wings_of_eval_do_not_know_each_other(self, wing: str) -> None:
         hall = modules("eval")
         files = {name: path for name, path in hall.items() if within(name, {wing})}

@@ -11,6 +11,7 @@ from dcls_models.sounds import Clips, FolderSounds
 from train.audio.augment import Perturbation
 from train.audio.sources import open_sounds
 from train.loaders import TaskData
+from train.ranges import Count, CountOrNone, Positive, Share, ShareInside, check_ranges
 from train.samplers import EvalSampler, Keyed
 
 _logger = logging.getLogger(__name__)
@@ -37,9 +38,9 @@ class Sounds(TaskData):
             ``n_fft``, ``hop``, ``mels``, ``low``, ``high``, ``mean``, ``std``).
         seconds: Length of a clip; the model's own by default. In training a random part of a longer sound is
             taken, otherwise its beginning; a shorter one is padded with silence.
-        val_share: Share of the sounds to validate on, where ``root`` has no ``val``; above 0, below 1.
+        val_share: Share of the sounds to validate on, where ``root`` has no ``val``.
         roll: Whether training clips are shifted circularly.
-        speed_prob: Probability that a training clip's speed is changed, 0 to 1.
+        speed_prob: Probability that a training clip's speed is changed.
         speed: Range of the factor on its length.
         batch_size: Sounds per step and device.
         total_batch_size: Sounds per update over all devices, reached by accumulating gradients.
@@ -65,18 +66,20 @@ class Sounds(TaskData):
         label_column: str = "label",
         like: str | None = None,
         front_end: dict[str, Any] | None = None,
-        seconds: float | None = None,
-        val_share: float = 0.2,
+        seconds: Positive | None = None,
+        val_share: ShareInside = 0.2,
         roll: bool = True,
-        speed_prob: float = 0.5,
-        speed: tuple[float, float] = (0.5, 1.5),
-        batch_size: int = 64,
-        total_batch_size: int | None = None,
-        num_workers: int = 2,
+        speed_prob: Share = 0.5,
+        speed: tuple[Positive, Positive] = (0.5, 1.5),
+        batch_size: Count = 64,
+        total_batch_size: Count | None = None,
+        num_workers: CountOrNone = 2,
     ) -> None:
         super().__init__(batch_size, num_workers)
         self.save_hyperparameters(ignore=["front_end"])  # which the model has
-        self._check_ranges()
+        check_ranges("data", self, self.hparams)
+        if speed[0] > speed[1]:
+            raise ValueError(f"data.speed is a range, the lower factor first: got {speed}")
         length = {} if seconds is None else {"seconds": seconds}
         self.front_end = front_end_settings(like, {**(front_end or {}), **length})
         train_sounds, val_sounds, train_indices, val_indices = open_sounds(self.hparams)
@@ -122,12 +125,3 @@ class Sounds(TaskData):
         """What is to be said about sounds that could not be read."""
         sets = {"training": self.train_set, "validation": self.val_set}
         return [f"{name}: {report}" for name, clips in sets.items() if (report := clips.report())]
-
-    def _check_ranges(self) -> None:
-        hp = self.hparams
-        low, high = hp["speed"]
-        if not (0 < low <= high and 0 <= hp["speed_prob"] <= 1):
-            raise ValueError(
-                "data.speed_prob is 0 to 1, data.speed two factors above 0, the lower first: got "
-                f"{hp['speed_prob']} and {hp['speed']}"
-            )

@@ -12,6 +12,7 @@ from dcls_models.files import one_line
 from train.audio.augment import erased, mixed, smoothed
 from train.audio.metrics import Tagging
 from train.models import build_model, to_memory_layout
+from train.ranges import Count, NotNegative, Share, ShareAboveZero, ShareBelowOne, check_ranges
 from train.task import Task
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -41,7 +42,7 @@ class Tagger(Task):
         warmup_epochs: Epochs of linear warm-up, part of the schedule.
         warmup_lr: Where the warm-up starts.
         min_lr: Where the schedule ends.
-        label_smoothing: Share of the target that is spread over all classes, before mixing; 0 to below 1.
+        label_smoothing: Share of the target that is spread over all classes, before mixing.
         mixup: Alpha of mixup, of whole batches; 0 is none.
         erase_prob: Probability that a box of the linear spectrogram is erased.
         ema_decay: Decay of the averaged weights, which are validated and saved beside the raw ones.
@@ -59,38 +60,34 @@ class Tagger(Task):
         name: str = "convnext_dcls_audio_tiny",
         pretrained: bool = False,
         warm_start: str | None = None,
-        num_classes: int = 527,
+        num_classes: Count = 527,
         class_names: list[str] | None = None,
         one_label: bool = False,
         front_end: dict[str, Any] | None = None,
         model_kwargs: dict[str, Any] | None = None,
         opt: str = "adamw",
         opt_kwargs: dict[str, Any] | None = None,
-        lr: float = 4e-3,
-        weight_decay: float = 0.05,
-        positions_lr_scale: float = 5.0,
-        layer_decay: float | None = None,
+        lr: NotNegative = 4e-3,
+        weight_decay: NotNegative = 0.05,
+        positions_lr_scale: NotNegative = 5.0,
+        layer_decay: ShareAboveZero | None = None,
         sched: str = "cosine",
         sched_kwargs: dict[str, Any] | None = None,
-        warmup_epochs: float = 0.0,
-        warmup_lr: float = 0.0,
-        min_lr: float = 1e-6,
-        label_smoothing: float = 0.1,
-        mixup: float = 0.8,
-        erase_prob: float = 0.25,
-        ema_decay: float | None = None,
+        warmup_epochs: NotNegative = 0.0,
+        warmup_lr: NotNegative = 0.0,
+        min_lr: NotNegative = 1e-6,
+        label_smoothing: ShareBelowOne = 0.1,
+        mixup: NotNegative = 0.8,
+        erase_prob: Share = 0.25,
+        ema_decay: ShareBelowOne | None = None,
         ema_warmup: bool = True,
         channels_last: bool = True,
         grad_checkpointing: bool = False,
         compile: str | None = None,
     ) -> None:
         super().__init__()
-        if not (0 <= label_smoothing < 1 and 0 <= erase_prob <= 1 and mixup >= 0):
-            raise ValueError(
-                "model.label_smoothing is 0 to below 1, model.erase_prob 0 to 1, model.mixup at least 0: got "
-                f"{label_smoothing}, {erase_prob} and {mixup}"
-            )
         self.save_hyperparameters()
+        check_ranges("model", self, self.hparams)
         one_channel = {"in_chans": 1, **(model_kwargs or {})}
         self.model = build_model(name, pretrained, warm_start, num_classes, one_channel)
         self.model.front_end = LogMel(**(front_end or {}))
@@ -108,6 +105,10 @@ class Tagger(Task):
     def front_end(self) -> LogMel:
         """From waveforms to spectrograms."""
         return self.model.front_end  # type: ignore[return-value]
+
+    def example_input(self) -> torch.Tensor:
+        """The spectrogram of a clip."""
+        return torch.zeros(1, *self.front_end.input_size)
 
     def configure_model(self) -> None:
         """Compiles the model, not the whole module: parameters keep their names."""
