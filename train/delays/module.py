@@ -141,7 +141,7 @@ class ByEpoch:
     def __init__(
         self, optimizer: torch.optim.Optimizer, updates: int, per_epoch: int, cycle_beta1: bool
     ) -> None:
-        self.optimizer, self.updates, self.per_epoch = optimizer, updates, per_epoch
+        self.optimizer, self.updates, self.updates_per_epoch = optimizer, updates, per_epoch
         epochs = max(1, -(-updates // per_epoch))
         cycle, cosine = one_cycle(epochs), half_cosine(epochs)
         self.rates = [cosine if g["name"] == "positions" else [c[0] for c in cycle] for g in self.groups]
@@ -156,7 +156,7 @@ class ByEpoch:
 
     def step_update(self, num_updates: int) -> None:
         """Sets what the next update uses, after so many."""
-        epoch = min(num_updates // self.per_epoch, len(self.rates[0]) - 1)
+        epoch = min(num_updates // self.updates_per_epoch, len(self.rates[0]) - 1)
         for group, rates, highest in zip(self.groups, self.rates, self.highest, strict=True):
             group["lr"] = highest * rates[epoch]
             if self.betas and group["name"] != "positions":
