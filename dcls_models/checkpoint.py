@@ -20,7 +20,7 @@ from timm.models import load_state_dict
 from torch import nn
 
 from ._timm import clean_state_dict, download_cached_file
-from .files import one_line, replaced, sha256_of
+from .files import one_line, replaced, sha256_of, some
 from .layers.positions import translate_reference_keys
 
 _logger = logging.getLogger(__name__)
@@ -247,11 +247,7 @@ def _check(state_dict: StateDict, expected: StateDict, cfg: dict[str, Any]) -> N
     if missing or extra or wrong:
         shapes = [f"{k} {tuple(state_dict[k].shape)} instead of {tuple(expected[k].shape)}" for k in wrong]
         lists = {"missing": missing, "not expected": extra, "of another shape": shapes}
-        differences = "; ".join(f"{len(v)} {k} ({_some(v)})" for k, v in lists.items() if v)
+        differences = "; ".join(f"{len(v)} {k} ({some(v)})" for k, v in lists.items() if v)
         raise CheckpointError(
             f"the checkpoint does not fit {cfg.get('architecture', 'the model')}: {differences}. {_HINT}"
         )
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -108,9 +108,14 @@ def sha256_of(path: Path) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an error's message; the name of its type where it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    """The first line of an error's message; the name of its type where it has none.
+
+    What a worker of a loader raised comes with its traceback, of which the last line says what was wrong.
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    if "Traceback (most recent call last)" in str(error):
+        return lines[-1].partition(": ")[2] or lines[-1]
+    return lines[0]
 
 
 def some(names: Sequence[str], most: int = 3) -> str:

@@ -155,13 +155,13 @@ def class_folders(
         raise ValueError(f"expected files in {root}/<class>/ only, found some in {some(elsewhere)}")
     if empty := [os.path.join(root, name) for name, files in by_class.items() if not files]:
         _logger.warning("no class, because without a file (%s): %s", " ".join(extensions), some(empty))
-    found = natural_order(name for name, files in by_class.items() if files)
-    if not found:
+    present = natural_order(name for name, files in by_class.items() if files)
+    if not present:
         raise FileNotFoundError(f"no file in {root}/<class>/ has one of {' '.join(extensions)}")
-    labels = {name: label for label, name in enumerate(found if names is None else names)}
-    if strangers := [name for name in found if name not in labels]:
+    labels = {name: label for label, name in enumerate(present if names is None else names)}
+    if strangers := [name for name in present if name not in labels]:
         raise ValueError(f"{root} has classes that are not known: {some(strangers)}")
-    pairs = [(file, labels[name]) for name in found for file in by_class[name]]
+    pairs = [(file, labels[name]) for name in present for file in by_class[name]]
     return ClassFolders(root, [f for f, _ in pairs], [y for _, y in pairs], list(labels))
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from .deploy import fused
+from .files import one_line
 from .layers import trim
 
 PADDED_FROM = 11  # width of depthwise kernels from which onnxruntime gains; 9 is neutral, 7 loses
@@ -47,8 +48,7 @@ def write_onnx(
         )
     except torch.onnx.errors.OnnxExporterError as error:
         what = "with a dynamic size: leave it out" if dynamic_size else "to ONNX"
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"torch cannot export {type(model).__name__} {what} ({reason})") from error
+        raise ValueError(f"torch cannot export {type(model).__name__} {what} ({one_line(error)})") from error
     proto = onnx.load(path)
     pad_apart(proto.graph)
     onnx.checker.check_model(proto)

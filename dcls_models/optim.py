@@ -96,7 +96,7 @@ def _whole(positions: torch.Tensor) -> torch.Tensor:
 
 
 def _crowding(positions: torch.Tensor) -> torch.Tensor:
-    """Of positions ``(axes, r, n)``, r kernels of n elements."""
+    """The crowding of positions ``(axes, r, n)``: r kernels of n elements."""
     n = positions.shape[-1]
     i, j = torch.triu_indices(n, n, 1, device=positions.device)
     squared = (positions[..., i] - positions[..., j]).square().sum(0)  # r pairs

@@ -34,6 +34,7 @@ class LogMel(nn.Module):
         ValueError: If the bands do not lie between 0 and half of the sample rate, or one is impossible.
     """
 
+    __jit_unused_properties__ = ("samples", "input_size")  # a script reads every property
     window: torch.Tensor
     filters: torch.Tensor
 

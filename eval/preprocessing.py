@@ -1,7 +1,9 @@
-"""Images on their way to a model."""
+"""Images and sounds on their way to a model."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
+
+from dcls_models.files import one_line
 
 WHOLE = {"crop_pct": 1.0, "crop_mode": "squash"}  # for ``transform_of``: resized, nothing cut off
 
@@ -11,4 +13,4 @@ def batches_of(loader: Iterable[Any]) -> Iterator[Any]:
     try:
         yield from loader
     except ValueError as error:
-        raise ValueError(str(error).splitlines()[-1].removeprefix("ValueError: ")) from error
+        raise ValueError(one_line(error)) from error

@@ -75,7 +75,7 @@ def write_card(
     Raises:
         HubError: If a file is not what it should be, or a licence is not said.
     """
-    found = check_folder(folder)
+    checked = check_folder(folder)
     if licence == "other" and not licence_link:
         raise HubError("the licence 'other' says nothing: give --license-link, where the terms can be read")
     check_repo_id(repo)
@@ -87,7 +87,7 @@ def write_card(
             "a card needs measured results: python -m eval accuracy --output FILE, then --results FILE"
         )
     _check_weights(folder, dict(zip(results, measured, strict=True)))
-    names = [dataset or _named(result) for result in measured]
+    names = [dataset or _dataset_of(result) for result in measured]
     name = repo.split("/")[1]
     data = ModelCardData(
         library_name="timm",
@@ -95,12 +95,12 @@ def write_card(
         license_name="see-link" if licence == "other" else None,
         license_link=licence_link,
         datasets=[dataset_id] if dataset_id else None,
-        pipeline_tag=_task(found.config),
-        tags=[_task(found.config), *TAGS, found.config["architecture"].partition("_")[0]],
+        pipeline_tag=_task(checked.config),
+        tags=[_task(checked.config), *TAGS, checked.config["architecture"].partition("_")[0]],
         model_name=name,
         eval_results=[
             EvalResult(
-                task_type=_task(found.config),
+                task_type=_task(checked.config),
                 dataset_type=dataset_id or re.sub(r"\W+", "-", on.lower()).strip("-"),
                 dataset_name=on,
                 metric_type="accuracy" if key != "map" else "mAP",
@@ -115,12 +115,12 @@ def write_card(
     terms = f"[{licence}]({licence_link})" if licence_link else licence
     sections = [
         f"---\n{data.to_yaml()}\n---\n",
-        _what(found.config, found.parameters, name),
-        _usage(found.config, f"hf-hub:{repo}"),
+        _what(checked.config, checked.parameters, name),
+        _usage(checked.config, f"hf-hub:{repo}"),
         _numbers(measured, names),
         "![Learned kernels](kernels.png)\n" if picture else "",
-        _provenance(found.config, found.metadata, terms),
-        _citations(found.config),
+        _provenance(checked.config, checked.metadata, terms),
+        _citations(checked.config),
     ]
     with written_at_once(folder) as part:
         text = "\n".join(section for section in sections if section)
@@ -178,8 +178,8 @@ def _read_accuracy(path: Path) -> dict[str, Any]:
     return result
 
 
-def _named(result: dict[str, Any]) -> str:
-    """What was measured on, as the result names it; of a folder only the name."""
+def _dataset_of(result: dict[str, Any]) -> str:
+    """The data set of a result, as the result names it; of a folder only the name."""
     dataset = str(result.get("dataset") or "")
     if not dataset:
         raise HubError("the results do not say what was measured on: say it with --dataset")
@@ -195,9 +195,9 @@ def _check_weights(folder: Path, measured: dict[Path, dict[str, Any]]) -> None:
     }
     if not told:
         return
-    found = state_dict_sha256(load_model(f"local-dir:{folder}"))
+    actual = state_dict_sha256(load_model(f"local-dir:{folder}"))
     for path, expected in told.items():
-        if expected != found:
+        if expected != actual:
             raise HubError(
                 f"{path} was measured with other weights than those in {folder}: run python -m eval accuracy "
                 f"--model local-dir:{folder}, or drop it"

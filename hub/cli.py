@@ -102,7 +102,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("folder", type=Path)
     command.add_argument("--repo", required=True, metavar="USER/NAME", help="where it will be published")
     command.add_argument(
-        "--results", type=Path, nargs="+", required=True, help="JSON of python -m eval accuracy"
+        "--results", type=Path, nargs="+", required=True, help="JSON of python -m eval accuracy or audio"
     )
     command.add_argument(
         "--dataset", help="what was measured on, in words; by default as the results name it"

@@ -90,13 +90,13 @@ def key_values(pairs: Sequence[str]) -> dict[str, Any]:
     Raises:
         HubError: If one is not KEY=VALUE.
     """
-    found: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not key.isidentifier() or not equals:
             raise HubError(f"--model-kwargs takes KEY=VALUE, got {pair!r}")
         try:
-            found[key] = ast.literal_eval(value)
+            arguments[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
-            found[key] = value
-    return found
+            arguments[key] = value
+    return arguments

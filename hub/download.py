@@ -32,7 +32,7 @@ def download(repo: str, revision: str = "main", out: Path | None = None, offline
         offline: Use the cache only.
 
     Returns:
-        What was found; its path is ``out``, or the folder in the cache.
+        The folder with what its files say; its path is ``out``, or the folder in the cache.
 
     Raises:
         HubError: If it cannot be had, or is not what was published, or not what timm can load.
@@ -47,10 +47,10 @@ def download(repo: str, revision: str = "main", out: Path | None = None, offline
             snapshot_download(repo, revision=revision, allow_patterns=list(FILES))
     files = {path.relative_to(cached).as_posix(): path for path in cached.rglob("*") if path.is_file()}
     _check_hashes(files, hashes, repo)
-    found = check_folder(cached, root=cached.parent.parent)
+    checked = check_folder(cached, root=cached.parent.parent)
     print(f"{repo} at commit {cached.name}: {len(files)} files, every hash as published")
     if out is None:
-        return found
+        return checked
     published = published_files(cached)
     _check_no_others(out, published.keys(), repo)
     copy_files(published, out)
@@ -68,7 +68,7 @@ def verify(folder: Path, repo: str | None = None, revision: str = "main") -> Che
     Raises:
         HubError: If something is missing, changed or damaged.
     """
-    found = check_folder(folder)
+    checked = check_folder(folder)
     if repo:
         with explained(f"verifying against {repo} at {revision}"):
             hashes = _listed(repo, revision)
@@ -79,7 +79,7 @@ def verify(folder: Path, repo: str | None = None, revision: str = "main") -> Che
             if not same_content(folder / name, expected):
                 raise HubError(f"{folder / name} is not what {repo} has at {revision}: download it again")
         _check_no_others(folder, hashes.keys(), repo)
-    return found
+    return checked
 
 
 def _listed(repo: str, revision: str) -> dict[str, str]:

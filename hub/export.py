@@ -194,7 +194,7 @@ def _halve_(model: nn.Module) -> None:
             if not rounded.isfinite().all():
                 raise HubError(f"{name} has values that float16 cannot hold: export without --half")
             with torch.no_grad():
-                tensor.copy_(rounded)  # not through .data: kept kernels would not notice
+                tensor.copy_(rounded)
 
 
 def _write(model: nn.Module, part: Path, half: bool, source: dict[str, str]) -> dict[str, str]:

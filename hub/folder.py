@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 import dcls_models  # noqa: F401  (registers the models)
-from dcls_models.files import sha256_of
+from dcls_models.files import one_line, sha256_of
 from dcls_models.loading import read_config
 from hub import HubError
 
@@ -69,10 +69,10 @@ def is_ours(name: str) -> bool:
 
 def published_files(folder: Path) -> dict[str, Path]:
     """The files of a folder that may be published, by their path in it."""
-    found = {
+    files = {
         path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()
     }
-    return {name: path for name, path in found.items() if is_ours(name)}
+    return {name: path for name, path in files.items() if is_ours(name)}
 
 
 @contextmanager
@@ -118,7 +118,7 @@ def check_folder(folder: Path, root: Path | None = None) -> Checked:
         root: What symbolic links may point into; by default ``folder``.
 
     Returns:
-        What was found.
+        The folder with what its files say.
 
     Raises:
         HubError: If it is not what ``timm`` can load, or weights and config do not belong together.
@@ -207,9 +207,9 @@ def _check_config(config: dict[str, Any], tensors: dict[str, tuple[list[int], st
     sizes = {"num_classes": config.get("num_classes", 0), **arguments, "input_size": cfg["input_size"]}
     for key, value in sizes.items():
         limit = LIMITS.get(key, len(tensors) if key in DEPTHS else elements)
-        found = list(_numbers(value))
-        largest = sum(found) if key in DEPTHS else max(found, default=0)
-        if not largest <= limit or len(found) > 1000:
+        numbers = list(_numbers(value))
+        largest = sum(numbers) if key in DEPTHS else max(numbers, default=0)
+        if not largest <= limit or len(numbers) > 1000:
             raise HubError(f"{CONFIG} wants {key}={str(value)[:60]}, which {WEIGHTS} cannot be for; refused")
 
 
@@ -220,9 +220,8 @@ def _check_shapes(config: dict[str, Any], tensors: dict[str, tuple[list[int], st
         with torch.device("meta"):
             model = timm.create_model(name, pretrained_cfg=cfg, **config.get("model_args", {}))
     except Exception as error:  # whatever a model raises for arguments that nobody has checked
-        said = str(error).partition("\n")[0]
         raise HubError(
-            f"timm cannot build {name} as {CONFIG} says ({type(error).__name__}: {said})"
+            f"timm cannot build {name} as {CONFIG} says ({type(error).__name__}: {one_line(error)})"
         ) from error
     if config.get("num_classes", model.num_classes) != model.num_classes:
         raise HubError(f"{CONFIG} says {config['num_classes']} classes, of a model with {model.num_classes}")

@@ -43,18 +43,18 @@ def publish(
             is then as it was.
     """
     check_repo_id(repo)
-    found = check_folder(folder)
+    checked = check_folder(folder)
     files = published_files(folder)
     _check_card(folder)
-    tag = tag or f"weights-{found.sha256[:8]}"
+    tag = tag or f"weights-{checked.sha256[:8]}"
     if not re.fullmatch(r"\w[\w.-]*", tag):  # the Hub would refuse it after the commit
         raise HubError(f"a tag is made of letters, digits, '.', '-' and '_', such as v1.0; got {tag!r}")
-    _show(found, files, repo, tag, direct)
+    _show(checked, files, repo, tag, direct)
     if not push:
         print("nothing was sent: this was a dry run; add --push")
         return ""
     with explained(f"publishing to {repo}"):
-        return _send(HfApi(), found, files, repo, tag, direct, private, overwrite)
+        return _send(HfApi(), checked, files, repo, tag, direct, private, overwrite)
 
 
 def _check_card(folder: Path) -> None:
@@ -66,22 +66,23 @@ def _check_card(folder: Path) -> None:
         raise HubError(f"{folder / CARD} says nothing of a licence: write the card with python -m hub card")
 
 
-def _show(found: Checked, files: dict[str, Path], repo: str, tag: str, direct: bool) -> None:
+def _show(checked: Checked, files: dict[str, Path], repo: str, tag: str, direct: bool) -> None:
     where = "the main branch" if direct else "a pull request"
     print(
-        f"{found.config['architecture']}, {found.parameters:,} parameters, to {where} of {repo}, tag {tag}:"
+        f"{checked.config['architecture']}, {checked.parameters:,} parameters, to {where} of {repo}, "
+        f"tag {tag}:"
     )
     for name, path in files.items():
         print(f"  {path.stat().st_size:>12,}  {name}")
-    others = sorted({p.name for p in found.path.iterdir()} - {Path(name).parts[0] for name in files})
+    others = sorted({p.name for p in checked.path.iterdir()} - {Path(name).parts[0] for name in files})
     if others:
         print(f"not published: {', '.join(others)}")
-    print(f"--- {CARD}\n{(found.path / CARD).read_text(encoding='utf-8')}---")
+    print(f"--- {CARD}\n{(checked.path / CARD).read_text(encoding='utf-8')}---")
 
 
 def _send(
     api: HfApi,
-    found: Checked,
+    checked: Checked,
     files: dict[str, Path],
     repo: str,
     tag: str,
@@ -90,9 +91,9 @@ def _send(
     overwrite: bool,
 ) -> str:
     _check_user(api, repo)
-    parent = _parent(api, repo, found, overwrite, private)
+    parent = _parent(api, repo, checked, overwrite, private)
     tagged = _is_tagged(api, repo, tag, files)
-    message = f"{found.config['architecture']}, weights {found.sha256[:12]}"
+    message = f"{checked.config['architecture']}, weights {checked.sha256[:12]}"
     earlier = None if direct else _earlier_pull_request(api, repo, message, files)
     differing = _differing(api, repo, parent, files)
     if not differing:
@@ -133,7 +134,7 @@ def _check_user(api: HfApi, repo: str) -> None:
         )
 
 
-def _parent(api: HfApi, repo: str, found: Checked, overwrite: bool, private: bool) -> str:
+def _parent(api: HfApi, repo: str, checked: Checked, overwrite: bool, private: bool) -> str:
     """The commit to build on: of the repository as it is, or of a new one."""
     try:
         parent = api.model_info(repo).sha
@@ -146,7 +147,7 @@ def _parent(api: HfApi, repo: str, found: Checked, overwrite: bool, private: boo
     if CONFIG in there:
         theirs = json.loads(Path(api.hf_hub_download(repo, CONFIG, revision=parent)).read_text("utf-8"))
         name = theirs.get("architecture") if isinstance(theirs, dict) else None
-        if name != found.config["architecture"]:
+        if name != checked.config["architecture"]:
             strange.append(f"{CONFIG} of a {name}")
     if strange and not overwrite:
         raise HubError(

@@ -19,7 +19,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("train", "eval", "hub")
-WINGS = {"eval.audio", "eval.classification", "eval.interpretability", "eval.speed"}
+WINGS = {
+    "eval": {"eval.audio", "eval.classification", "eval.interpretability", "eval.speed"},
+    "train": {"train.audio", "train.delays", "train.dense", "train.study"},
+}
 HEAVY = {"pytorch_lightning", "lightning", "jsonargparse", "matplotlib", "sklearn", "torchmetrics"}
 
 # What each part of the library may import of the library. Files that are not named may import all of it.
@@ -29,7 +32,7 @@ MAY_IMPORT = {
     "dcls_models.warm_start": {"dcls_models.layers", "dcls_models.files"},
     "dcls_models.dclsify": {"dcls_models.layers", "dcls_models.strided", "dcls_models.warm_start"},
     "dcls_models.deploy": {"dcls_models.layers"},
-    "dcls_models.onnx": {"dcls_models.layers", "dcls_models.deploy"},
+    "dcls_models.onnx": {"dcls_models.layers", "dcls_models.deploy", "dcls_models.files"},
     "dcls_models.files": set(),
     "dcls_models.spiking": {"dcls_models.spiking", "dcls_models.layers", "dcls_models.files"},
     "dcls_models.folders": {"dcls_models.files"},
@@ -63,6 +66,8 @@ MAY_IMPORT = {
         "dcls_models.models",
     },
 }
+
+LONGEST = 350  # lines of a source file
 
 BROUGHT = {"filelock", "numpy", "PIL", "safetensors"}  # by torch, timm and its torchvision
 OPTIONAL = {"dcls_models.layers.depthwise.triton_kernels": {"triton"}}  # imported only where it is installed
@@ -171,14 +176,26 @@ class TestImports:
         assert not roots & {"tests", "lightning"}
         assert "dcls_models" in roots
 
-    @pytest.mark.parametrize("wing", sorted(WINGS))
-    def test_the_wings_of_eval_do_not_know_each_other(self, wing: str) -> None:
-        hall = modules("eval")
-        files = {name: path for name, path in hall.items() if within(name, {wing})}
+    def test_no_file_is_long(self) -> None:
+        files = [path for folder in ("dcls_models", *FOLDERS) for path in modules(folder).values()]
+        lengths = {str(p.relative_to(ROOT)): len(p.read_text("utf-8").splitlines()) for p in files}
+        assert [name for name, lines in lengths.items() if lines > LONGEST] == []
+
+    @pytest.mark.parametrize("folder", FOLDERS)
+    def test_nothing_in_the_folders_of_a_checkout_imports_in_a_circle(self, folder: str) -> None:
+        known = modules(folder)
+        graph = {name: imports(name, path, known) & known.keys() for name, path in known.items()}
+        assert not [name for name, used in graph.items() if any(u.endswith(".__main__") for u in used)]
+        graphlib.TopologicalSorter(graph).prepare()
+
+    @pytest.mark.parametrize(("folder", "wing"), [(f, wing) for f in WINGS for wing in sorted(WINGS[f])])
+    def test_wings_do_not_know_each_other(self, folder: str, wing: str) -> None:
+        known = modules(folder)
+        files = {name: path for name, path in known.items() if within(name, {wing})}
         assert len(files) > 3
-        found = {i for name, path in files.items() for i in imports(name, path, hall)}
-        assert not {i for i in found if within(i, WINGS - {wing})}
-        assert not found & {"eval.cli", "eval.report"}
+        used = {i for name, path in files.items() for i in imports(name, path, known)}
+        assert not {i for i in used if within(i, WINGS[folder] - {wing})}
+        assert not used & {"eval.cli", "eval.report"}
 
 
 def test_the_commands_of_a_checkout_run_from_anywhere(tmp_path: Path) -> None:

@@ -148,6 +148,8 @@ class TestErrors:
             (["--model.max_delay", "40"], "model.max_delay is 40 frames, but the recordings"),
             (["--data.frames", "10"], "a recording has 20 frames, more than data.frames 10"),
             (["--data.batch_size", "100"], "less than one batch of 100"),
+            (["--model.dropout", "1"], "model.dropout must be at least 0 and below 1"),
+            (["--data.val_share", "0"], "data.val_share must be above 0 and below 1"),
             (["--narrow.until", "2"], "narrow.until from 0 to 1"),
         ],
     )
@@ -214,9 +216,9 @@ class TestStudy:
 def test_delays_are_worth_it(tmp_path):
     """Wide margins, seed 0: measured in docs/delays_study.json."""
     pytest.importorskip("espeakng_loader")
-    from train.delays.data import made_speech
+    from train.delays.data import spoken_digits
 
-    root = made_speech(tmp_path)
+    root = spoken_digits(tmp_path)
     top1 = {name: study.train_one(name, 0, root, 40)["top1"] for name in list(study.CONDITIONS)[:3]}
     assert top1["learned delays"] - top1["no delays"] >= 10
     assert top1["fixed delays"] - top1["no delays"] >= 5

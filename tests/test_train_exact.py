@@ -196,8 +196,8 @@ CASES = [
     Case("between epochs", detection.main, workers=1),
     Case("middle", Tensors),
     Case("between epochs", Tensors),
-    Case("between epochs", workers=1, flags=tuple(TWO)),
-    Case("middle", source="wds", flags=tuple(TWO)),
+    pytest.param(Case("between epochs", workers=1, flags=tuple(TWO)), marks=pytest.mark.slow),
+    pytest.param(Case("middle", source="wds", flags=tuple(TWO)), marks=pytest.mark.slow),
 ]  # fmt: skip
 
 

@@ -13,8 +13,12 @@ from PIL import Image
 
 from dcls_models.provenance import RESULT_KEYS
 from tests.training import RANDOM, SMALL_DATA, TINY, callback, fit, last, write_images
+from train.audio.data import Sounds
+from train.audio.module import Tagger
 from train.command import main
 from train.data import Images
+from train.delays.data import SpikeData
+from train.delays.module import SpikingClassifier
 from train.dense.detection import DetectionData, Detector
 from train.dense.segmentation import SegmentationData, Segmenter
 from train.launch import run
@@ -61,7 +65,11 @@ class TestRanges:
         assert not any(value in allowed for value in outside)
 
     @pytest.mark.parametrize(
-        "part", [Classifier, Images, Segmenter, SegmentationData, Detector, DetectionData]
+        "part",
+        [
+            *(Classifier, Images, Segmenter, SegmentationData, Detector, DetectionData),
+            *(Tagger, Sounds, SpikingClassifier, SpikeData),
+        ],
     )
     def test_every_number_has_one(self, part):
         """Of every option whose type is or holds a number; a new option without a range fails here."""
@@ -206,6 +214,10 @@ class TestPlaces:
             assert (result["task"], result["n"], result["classes"]) == ("accuracy", 20, 4)
             assert f"top1_ema {result['top1']:.2f} %" in said
             assert "top5" not in said, "of four classes"
+
+    def test_a_result_that_cannot_be_written_is_refused_before_the_work(self, images, whole, tmp_path):
+        with pytest.raises(ValueError, match="--output must be a file, got the folder"):
+            fit(images, whole, *RANDOM, *RESUME, "--output", str(tmp_path), command="validate")
 
 
 # Every option of Lightning's Trainer: flags to try, and how many of 12 updates they make; or why it

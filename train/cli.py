@@ -14,7 +14,7 @@ from pytorch_lightning.callbacks import BatchSizeFinder, Checkpoint, LearningRat
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from dcls_models import CheckpointError
-from dcls_models.files import expand_home, locked, printable, replaced, write_json
+from dcls_models.files import check_writable, expand_home, locked, printable, replaced, write_json
 from dcls_models.loading import Run
 from dcls_models.provenance import provenance
 from train.checkpoints import AtomicCheckpointIO, KeepLast
@@ -103,7 +103,7 @@ class TrainCLI(LightningCLI):
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parses, and finds the checkpoint that ``last`` means."""
+        """Parses, finds the checkpoint that ``last`` means, and tries the file to write."""
         super().parse_arguments(parser, args)
         config = self.config[self.config["subcommand"]]
         for part in ("trainer", "checkpoint", "model", "data"):
@@ -114,6 +114,9 @@ class TrainCLI(LightningCLI):
             config["ckpt_path"] = str(last_checkpoint(Path(config["trainer"]["default_root_dir"])))
         if config["ckpt_path"]:
             self.read_checkpoint(config, check_checkpoint(Path(config["ckpt_path"]), config["model"]["name"]))
+        if output := config.get("output"):
+            config["output"] = os.path.expanduser(output)  # noqa: PTH111
+            check_writable(Path(config["output"]), "--output")
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> Any:
         """Lets ``validate`` and ``test`` write a results file, and say what they measured in a line."""
@@ -134,7 +137,7 @@ class TrainCLI(LightningCLI):
         path = self.config[subcommand]["ckpt_path"]
         try:
             if subcommand == "fit" and self.trainer.is_global_zero and not self.trainer.fast_dev_run:
-                with _alone(Path(self.trainer.default_root_dir), fresh=not path):
+                with _locked_folder(Path(self.trainer.default_root_dir), fresh=not path):
                     super()._run_subcommand(subcommand)
             else:
                 super()._run_subcommand(subcommand)
@@ -222,10 +225,8 @@ class TrainCLI(LightningCLI):
         metrics = self.trainer.callback_metrics
         print(in_words(metrics, self.model.hparams.get("num_classes")))
         if output := self.config[self.subcommand]["output"]:
-            path = Path(os.path.expanduser(output))  # noqa: PTH111
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, self.result({k: float(v) for k, v in metrics.items()}))
-            print(f"wrote {printable(str(path))}")
+            write_json(Path(output), self.result({k: float(v) for k, v in metrics.items()}))
+            print(f"wrote {printable(output)}")
 
     after_test = after_validate
 
@@ -249,7 +250,7 @@ class TrainCLI(LightningCLI):
 
 
 @contextmanager
-def _alone(root: Path, fresh: bool) -> Iterator[None]:
+def _locked_folder(root: Path, fresh: bool) -> Iterator[None]:
     """Nobody else trains in the run's folder; what an earlier run has left is aside if this one is fresh."""
     way_out = "choose another --trainer.default_root_dir"
     try:

@@ -7,6 +7,7 @@ from typing import Any
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.data import DataLoader
 
+from dcls_models.files import some
 from dcls_models.folders import holds_folders
 from dcls_models.loading import config_of
 from train.augment import Splits, create_transform
@@ -136,9 +137,9 @@ class Images(TaskData):
         else:
             self._open(root, dataset)
         if len(self.class_names) < 2:
-            found = ", ".join(self.class_names) or "none"
+            names = ", ".join(self.class_names) or "none"
             raise ValueError(
-                f"{root or dataset} has fewer than two classes ({found}): expected a folder for each"
+                f"{root or dataset} has fewer than two classes ({names}): expected a folder for each"
             )
 
     @property
@@ -151,11 +152,9 @@ class Images(TaskData):
         super().setup(stage)
         self.agree(self.class_names)
         if stage == "fit" and self.train_set is not None and self.val_set is not None:
-            names = ", ".join(self.class_names[:10]) + ", ..." * (self.num_classes > 10)
-            sizes = (len(self.train_set), len(self.val_set))
-            _logger.info(
-                "%d images to train on, %d to validate on; %d classes: %s", *sizes, self.num_classes, names
-            )
+            sizes = (len(self.train_set), len(self.val_set), self.num_classes)
+            classes = some(self.class_names, 10)
+            _logger.info("%d images to train on, %d to validate on; %d classes: %s", *sizes, classes)
 
     def train_batches(self, devices: int = 1) -> int:
         """Batches of one epoch on each of so many devices."""

@@ -155,11 +155,11 @@ class TaskData(pl.LightningDataModule):
         if not self.trainer or self.trainer.world_size == 1:
             return
         mine = [classes, *(None if s is None else len(s) for s in (self.train_set, self.val_set))]
-        found: list[Any] = [None] * self.trainer.world_size
-        torch.distributed.all_gather_object(found, mine)
-        for rank, other in enumerate(found):
-            if other != found[0]:
-                counts = [f"{len(names)} classes and {sizes} samples" for names, *sizes in (other, found[0])]
+        theirs: list[Any] = [None] * self.trainer.world_size
+        torch.distributed.all_gather_object(theirs, mine)
+        for rank, other in enumerate(theirs):
+            if other != theirs[0]:
+                counts = [f"{len(names)} classes and {sizes} samples" for names, *sizes in (other, theirs[0])]
                 raise ValueError(
                     f"process {rank} found {counts[0]} to train and to validate on, process 0 {counts[1]} "
                     "(or other names of classes): give all processes the same data.root"

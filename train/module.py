@@ -10,6 +10,7 @@ from timm.utils.agc import adaptive_clip_grad
 from torch.nn import functional as F
 
 from dcls_models import CheckpointError
+from dcls_models.files import some
 from dcls_models.layers.linear import use_fast_linear
 from dcls_models.optim import holders, repulsion
 from train.metrics import IGNORED, classification_metrics
@@ -301,4 +302,4 @@ class Classifier(Task):
 
 
 def _few(names: list[str]) -> str:
-    return f"{len(names)} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
+    return f"{len(names)} ({some(names)})"

@@ -85,9 +85,9 @@ class PositionsPicture(pl.Callback):
 
 
 def _holders(pl_module: pl.LightningModule) -> list[Any]:
-    """Of the trained model, not of its averaged copy, and not of a sharded one."""
-    found = holders(getattr(pl_module, "model", pl_module))
-    return [h for h in found if not hasattr(h.positions, "placements") and len(h.positions) == 2]
+    """The holders of the trained model, not of its averaged copy, and not of a sharded one."""
+    model = getattr(pl_module, "model", pl_module)
+    return [h for h in holders(model) if not hasattr(h.positions, "placements") and len(h.positions) == 2]
 
 
 def draw_positions(stages: list[Stage], kernels: int) -> Figure:

@@ -44,7 +44,7 @@ def ranges_of(part: type) -> dict[str, Range]:
     """The ranges of the options of a class, its bases included."""
     constructors = [vars(base)["__init__"] for base in reversed(part.__mro__) if "__init__" in vars(base)]
     hints = [get_type_hints(make, include_extras=True) for make in constructors if hasattr(make, "__code__")]
-    return {name: r for found in hints for name, hint in found.items() for r in _ranges(hint)}
+    return {name: r for options in hints for name, hint in options.items() for r in _ranges(hint)}
 
 
 def check_ranges(name: str, part: Any, values: dict[str, Any]) -> None:

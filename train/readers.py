@@ -11,7 +11,7 @@ from timm.data import create_dataset
 from timm.data.readers import create_reader
 from torch.utils.data import Dataset, IterableDataset, default_collate, get_worker_info
 
-from dcls_models.files import one_line
+from dcls_models.files import one_line, some
 from dcls_models.folders import ClassFolders, class_folders, files_below, holds_folders
 from dcls_models.images import EXTENSIONS, read_image
 from train.errors import DataError
@@ -95,12 +95,10 @@ class Samples(Dataset[Sample]):
 
     def report(self) -> str:
         """Says which images could not be read, if any."""
-        found = self.unreadable.nonzero().flatten().tolist()
-        if not found:
-            return ""
-        names = ", ".join(self.filename(i) for i in found[:3])
-        names += ", ..." * (len(found) > 3)
-        return f"{len(found)} of {len(self)} images could not be read and were left out: {names}"
+        bad = self.unreadable.nonzero().flatten().tolist()
+        names = [self.filename(i) for i in bad[:4]]  # one more than are named
+        said = f"{len(bad)} of {len(self)} images could not be read and were left out: {some(names)}"
+        return said if bad else ""
 
     def _read(self, index: int) -> tuple[Image.Image, int]:
         file, label = self.reader[self.indices[index]]

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from .depthwise import depthwise_conv2d
-from .in_range import as_loaded, clamp_positions, inside
+from .in_range import as_loaded, clamp_positions, forget_loaded, inside
 from .interpolation import SCHEMES, dense_kernel
 from .kernel_cache import KeptKernel, kept_kernel
 from .positions import ReadsPositions, hold
@@ -133,6 +133,7 @@ class DclsNd(ReadsPositions, _ConvNd):
         nn.init.uniform_(self.weight, -bound, bound)
         if self.bias is not None:
             nn.init.uniform_(self.bias, -bound, bound)
+        forget_loaded(self.holder())
         self._reset_positions()
         if self.sigma is not None:
             nn.init.constant_(self.sigma, SCHEMES[self.version].sigma_init)

@@ -58,6 +58,12 @@ def note_parameter(holder: Holder) -> None:
     holder.positions_seen = (id(holder), id(holder._parameters["positions"]))
 
 
+def forget_loaded(holder: Holder) -> None:
+    """For new values of the positions: whatever a checkpoint brought is gone."""
+    holder.positions_kept_at = None
+    note_parameter(holder)
+
+
 def _was_replaced(holder: Holder) -> bool:
     """Whether another parameter is in place than at the last look, in the same holder (not in a copy)."""
     if type(holder._parameters.get("positions")) is not nn.Parameter:

@@ -13,15 +13,13 @@ from timm.layers import Mlp, register_notrace_module
 from torch import nn
 from torch.nn import functional as F
 
-from .depthwise.operators import _is_transformed
+from .depthwise.operators import _is_exporting, _is_transformed
 
 # Multiply-adds and rows from which oneDNN was the faster one (AMD Zen 5, AVX-512, one and two threads)
 INFERENCE_FROM = 2**22
 TRAINING_FROM = 2**24
 TRAINING_ROWS = 64
 CLEARLY = 0.8  # of MKL's time: where both are good, as on Intel's processors, nothing changes
-
-_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # torch 2.7
 
 
 @register_notrace_module

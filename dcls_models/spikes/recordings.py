@@ -228,8 +228,8 @@ def open_recordings(
             if path.suffix in (".h5", ".hdf5"):
                 return EventFile(path, binning)
         if (root / name).is_dir():
-            found = class_folders(root / name, EXTENSIONS)
-            return Sounds(found.files, found.labels, found.names, front_end, binning.longest)
+            folders = class_folders(root / name, EXTENSIONS)
+            return Sounds(folders.files, folders.labels, folders.names, front_end, binning.longest)
     if (root / LISTS["test"]).is_file():
         return _by_lists(root, split, front_end, binning.longest)
     return None

@@ -29,7 +29,7 @@ class Tags:
 
 
 def per_class(targets: np.ndarray, logits: np.ndarray) -> list[dict[str, Any]]:
-    """Of every class how many sounds have it, its average precision and its area under the ROC curve.
+    """For every class its number of sounds, its average precision and its area under the ROC curve.
 
     Both are scikit-learn's, of the logits themselves: a sigmoid in float32 would make the largest equal.
     A class that no sound has counts 0 in precision, and one that none or all have has no area (None).
@@ -64,18 +64,18 @@ def summary(tags: Tags, rows: list[dict[str, Any]], one_label: bool) -> dict[str
     present = [row["ap"] for row in rows if row["n"]]
     finite = areas and all(0 < area < 1 for area in areas)
     quantiles = [NormalDist().inv_cdf(area) for area in areas] if finite else []
-    found: dict[str, Any] = {"map": round(100 * _mean([row["ap"] for row in rows]), 4)}
+    measures: dict[str, Any] = {"map": round(100 * _mean([row["ap"] for row in rows]), 4)}
     if len(present) < len(rows):
-        found["map_present"] = round(100 * _mean(present), 4)
-    found |= {
+        measures["map_present"] = round(100 * _mean(present), 4)
+    measures |= {
         "auc": round(_mean(areas), 6) if areas else None,
         "d_prime": round(math.sqrt(2) * _mean(quantiles), 4) if quantiles else None,
     }
     if one_label:
         right = tags.logits.argmax(1) == tags.targets.int().argmax(1)
-        found["top1"] = round(100 * right.float().mean().item(), 4)
-    found |= {"classes": len(rows), "classes_without_sounds": len(rows) - len(present)}
-    return {**found, "n": len(tags.indices)}
+        measures["top1"] = round(100 * right.float().mean().item(), 4)
+    measures |= {"classes": len(rows), "classes_without_sounds": len(rows) - len(present)}
+    return {**measures, "n": len(tags.indices)}
 
 
 def _mean(values: list[float]) -> float:

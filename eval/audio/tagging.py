@@ -19,6 +19,7 @@ from eval.audio.data import fingerprint, held_out, open_sounds
 from eval.audio.metrics import Tags, per_class, summary
 from eval.batches import in_batches
 from eval.options import batch_options, device_option, json_option, load, model_options
+from eval.preprocessing import batches_of
 from eval.results import write_csv, write_result
 from eval.section import Section
 from eval.store import claim, parts_of
@@ -76,15 +77,12 @@ def tag(
     kind, dtype = torch.device(device).type, getattr(torch, amp) if amp else torch.float32
     loader = DataLoader(clips, batch_sampler=batches, num_workers=workers)
     front_end: Any = model.front_end
-    try:
-        for indices, (waveforms, targets, readable) in zip(batches, loader, strict=True):
-            with torch.autocast(kind, dtype, enabled=amp is not None):
-                logits = model(front_end(waveforms.to(device))).float().cpu()
-            if not logits[readable].isfinite().all():
-                raise ValueError("the model gives NaN or infinite values")
-            yield Tags(torch.tensor(indices), targets.bool(), logits, readable)
-    except ValueError as error:  # of a worker: its last line says what was wrong
-        raise ValueError(str(error).splitlines()[-1].removeprefix("ValueError: ")) from error
+    for indices, (waveforms, targets, readable) in zip(batches, batches_of(loader), strict=True):
+        with torch.autocast(kind, dtype, enabled=amp is not None):
+            logits = model(front_end(waveforms.to(device))).float().cpu()
+        if not logits[readable].isfinite().all():
+            raise ValueError("the model gives NaN or infinite values")
+        yield Tags(torch.tensor(indices), targets.bool(), logits, readable)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -63,7 +63,7 @@ class Setup:
         return PrefetchLoader(loader, mean, std, channels=self.config["input_size"][0], device=device)
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
-        """Of a batch, in the type of the autocast."""
+        """The logits of a batch, in the type of the autocast."""
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(images.device.type, self.amp) if self.amp else contextlib.nullcontext():

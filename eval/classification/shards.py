@@ -38,14 +38,14 @@ class Shards:
                 raise ValueError(f"{shard} cannot be read: {error}") from error
 
     def _scan(self, shard: Path) -> None:
-        found: dict[str, dict[str, tarfile.TarInfo]] = {}
+        members_of: dict[str, dict[str, tarfile.TarInfo]] = {}
         with tarfile.open(shard) as archive:
             for member in archive:
                 if member.isfile():
                     folder, _, name = member.name.rpartition("/")
                     stem, _, extension = name.partition(".")
-                    found.setdefault(f"{folder}/{stem}".lstrip("/"), {})[extension] = member
-            for key, members in found.items():
+                    members_of.setdefault(f"{folder}/{stem}".lstrip("/"), {})[extension] = member
+            for key, members in members_of.items():
                 image = next((members[e] for e in IMAGE if e in members), None)
                 label = members.get("json" if self.label_key else "cls")
                 if image is None or label is None:

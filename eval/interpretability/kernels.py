@@ -79,7 +79,7 @@ def magnitude(layers: Sequence[nn.Conv2d]) -> torch.Tensor:
 
 
 def distances(height: int, width: int) -> torch.Tensor:
-    """Of each pixel of a kernel from its middle, ``(height, width)``, in pixels."""
+    """The distance of each pixel of a kernel from its middle, ``(height, width)``, in pixels."""
     y, x = (torch.arange(size) - size // 2 for size in (height, width))
     return (y[:, None].square() + x.square()).sqrt()
 

@@ -66,12 +66,12 @@ def time_in_turns(
     end = time.perf_counter() + WARMUP
     while [run(call) for call in calls.values()] and time.perf_counter() < end:
         pass
-    found: dict[str, list[float]] = {name: [] for name in calls}
+    runs: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(rounds):
-        names = [n for n, times in found.items() if len(times) < 3 or sum(times) < seconds]
+        names = [n for n, times in runs.items() if len(times) < 3 or sum(times) < seconds]
         for name in names if turn % 2 == 0 else reversed(names):
-            found[name].append(run(calls[name]))
-    return {name: _timing(times) for name, times in found.items()}
+            runs[name].append(run(calls[name]))
+    return {name: _timing(times) for name, times in runs.items()}
 
 
 def _timing(times: list[float]) -> Timing:

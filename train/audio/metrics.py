@@ -46,10 +46,10 @@ class Tagging(Metric):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "No positive class found")
             precision = average_precision_score(targets.cpu().numpy(), logits.cpu().numpy())
-        found: dict[str, Any] = {
+        measures: dict[str, Any] = {
             "loss": F.binary_cross_entropy_with_logits(logits, targets).item(),
             "map": 100 * float(precision),
         }
         if self.one_label:
-            found["top1"] = 100 * (logits.argmax(1) == targets.argmax(1)).float().mean().item()
-        return found
+            measures["top1"] = 100 * (logits.argmax(1) == targets.argmax(1)).float().mean().item()
+        return measures

@@ -13,6 +13,7 @@ from dcls_models.files import locked, some
 from dcls_models.folders import ClassFolders
 from dcls_models.spikes import Batch, Binning, Recordings, open_recordings, padded
 from train.loaders import TaskData
+from train.ranges import Count, CountOrNone, Positive, ShareInside, check_ranges
 
 _logger = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")
@@ -45,20 +46,21 @@ class SpikeData(TaskData):
         self,
         root: str | None = None,
         val: Literal["split", "test"] = "split",
-        val_share: float = 0.1,
-        batch_size: int = 128,
-        num_workers: int = 0,
-        frames: int | None = None,
-        frame: float = 0.01,
-        units: int = 700,
-        group: int = 5,
+        val_share: ShareInside = 0.1,
+        batch_size: Count = 128,
+        num_workers: CountOrNone = 0,
+        frames: Count | None = None,
+        frame: Positive = 0.01,
+        units: Count = 700,
+        group: Count = 5,
         binning: Literal["grid", "events"] = "grid",
-        longest: int = 1000,
+        longest: Count = 1000,
         front_end: Literal["spikes", "logmel"] = "spikes",
     ) -> None:
         super().__init__(batch_size, num_workers)
         self.save_hyperparameters()
-        folder = made_speech(Path("runs/speech")) if root is None else Path(root)
+        check_ranges("data", self, self.hparams)
+        folder = spoken_digits(Path("runs/speech")) if root is None else Path(root)
         self.collate = partial(padded, frames=frames)
         sources = {
             split: open_recordings(folder, split, Binning(frame, units, group, binning, longest), front_end)
@@ -113,7 +115,7 @@ class SpikeData(TaskData):
         return [line for line in (s.report() for s in sets.values()) if line]
 
 
-def made_speech(root: Path) -> Path:
+def spoken_digits(root: Path) -> Path:
     """The folder of spoken digits; they are made by a process of their own if they are not there.
 
     Raises:

@@ -1,7 +1,7 @@
 """The LightningModule: a network of delays, the authors' loss, optimizer and schedules (arXiv:2306.17670)."""
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -12,6 +12,7 @@ from dcls_models.layers import narrowed
 from dcls_models.spiking import DelayNet, summed_softmax
 from train.metrics import classification_metrics
 from train.optimizer import build_optimizer, schedule_length
+from train.ranges import Count, CountOrNone, NotNegative, Range, ShareBelowOne, check_ranges
 from train.task import Task
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -48,26 +49,27 @@ class SpikingClassifier(Task):
     def __init__(
         self,
         name: Literal["DelayNet"] = "DelayNet",
-        inputs: int = 40,
-        num_classes: int = 20,
+        inputs: Count = 40,
+        num_classes: Count = 20,
         class_names: list[str] | None = None,
-        hidden: list[int] = [48, 48],  # noqa: B006 (nobody changes it)
-        max_delay: int = 24,
-        tau: float = 1.005,
-        dropout: float = 0.2,
+        hidden: list[Count] = [48, 48],  # noqa: B006 (nobody changes it)
+        max_delay: CountOrNone = 24,
+        tau: Annotated[float, Range(1)] = 1.005,
+        dropout: ShareBelowOne = 0.2,
         delays: Literal["learned", "fixed", "none"] = "learned",
-        tail: int | None = None,
-        kernel_count: int = 1,
+        tail: CountOrNone | None = None,
+        kernel_count: Count = 1,
         axonal: bool = False,
-        lr: float = 5e-3,
-        positions_lr_scale: float = 20.0,
-        weight_decay: float = 1e-5,
+        lr: NotNegative = 5e-3,
+        positions_lr_scale: NotNegative = 20.0,
+        weight_decay: NotNegative = 1e-5,
         opt: str = "adam",
         opt_kwargs: dict[str, Any] | None = None,
         cycle_beta1: bool = True,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
+        check_ranges("model", self, self.hparams)
         self.model: DelayNet = DelayNet.of_run(self.hparams)
         self.metrics = classification_metrics(num_classes)
 
@@ -134,15 +136,15 @@ class ByEpoch:
     Args:
         optimizer: With groups that have a ``name``.
         updates: Updates of the whole training.
-        per_epoch: Updates of an epoch.
+        updates_per_epoch: Updates of an epoch.
         cycle_beta1: Whether the first beta cycles as well.
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, updates: int, per_epoch: int, cycle_beta1: bool
+        self, optimizer: torch.optim.Optimizer, updates: int, updates_per_epoch: int, cycle_beta1: bool
     ) -> None:
-        self.optimizer, self.updates, self.per_epoch = optimizer, updates, per_epoch
-        epochs = max(1, -(-updates // per_epoch))
+        self.optimizer, self.updates, self.updates_per_epoch = optimizer, updates, updates_per_epoch
+        epochs = max(1, -(-updates // updates_per_epoch))
         cycle, cosine = one_cycle(epochs), half_cosine(epochs)
         self.rates = [cosine if g["name"] == "positions" else [c[0] for c in cycle] for g in self.groups]
         self.betas = [c[1] for c in cycle] if cycle_beta1 else None
@@ -156,7 +158,7 @@ class ByEpoch:
 
     def step_update(self, num_updates: int) -> None:
         """Sets what the next update uses, after so many."""
-        epoch = min(num_updates // self.per_epoch, len(self.rates[0]) - 1)
+        epoch = min(num_updates // self.updates_per_epoch, len(self.rates[0]) - 1)
         for group, rates, highest in zip(self.groups, self.rates, self.highest, strict=True):
             group["lr"] = highest * rates[epoch]
             if self.betas and group["name"] != "positions":

@@ -20,7 +20,7 @@ import pytorch_lightning as pl
 from dcls_models.files import write_json
 from dcls_models.provenance import provenance
 from dcls_models.spikes import Arrays, Recordings, padded
-from train.delays.data import made_speech
+from train.delays.data import spoken_digits
 from train.delays.module import NarrowDelays, SpikingClassifier
 from train.loaders import TaskData
 
@@ -150,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     logging.getLogger("train").setLevel(logging.ERROR)
-    root = made_speech(options.out / "speech")
+    root = spoken_digits(options.out / "speech")
     path = options.out / "delays_study.json"
     runs = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else []
     done = {(run["condition"], run["seed"], run["epochs"]) for run in runs}

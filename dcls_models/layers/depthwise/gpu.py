@@ -45,7 +45,7 @@ def admit(
 
 
 def enabled() -> bool:
-    """Whether anything is convolved here: it is asked for, or something was measured to be faster."""
+    """Whether these kernels are used at all: they are asked for, or one was measured to be faster."""
     wish = os.environ.get("DCLS_TRITON", "")
     return wish != "0" and (wish == "1" or bool(FASTER))
 
