@@ -25,8 +25,9 @@ demo: setup
 	@echo "images, saved as safetensors, loaded again through timm and asked about single images. Look at:"
 	@echo "  $(RUN)/results.json       top-1 accuracy, with the command that measured it"
 	@echo "  $(RUN)/positions.png      where the elements of the kernels started and where they are now"
-	@echo "  $(RUN)/kernels.png        the kernels that they make"
-	@echo "  $(RUN)/predictions.png    what the model says of single images"
+	@echo "  $(RUN)/kernels.png        the kernels that they make: red is positive, blue negative, a dot is an element;"
+	@echo "                             right: averages of all kernels (size of the weights; where elements sit)"
+	@echo "  $(RUN)/predictions.png    what the model says of single images, green if right"
 	@echo "Next, in Python ($(BIN)/python): import timm, dcls_models;"
 	@echo "  timm.create_model(\"local-dir:$(RUN)\", pretrained=True)   or   timm.list_models(\"*dcls*\")"
 

@@ -199,7 +199,8 @@ def _say(stage: dict[str, Any]) -> str:
     height, width = stage["size"]
     text = f"{height} x {width}, radius {stage['radius']:.2f}, {stage['outside_7x7']:.0%} outside 7 x 7"
     if "mean_distance" in stage:
-        text += f"; elements at {stage['mean_distance']:.2f}, {stage['at_border']:.0%} at the border"
+        text += f"; elements {stage['mean_distance']:.2f} from the middle"
+        text += f", {stage['at_border']:.0%} at the edge"
     if "sigma" in stage:
         text += f", sigma {stage['sigma']['mean']:.2f}"
     return text
