@@ -206,7 +206,7 @@ class TestDelayNet:
     def test_saved_and_loaded(self, tmp_path):
         net = DelayNet([6, 8, 4], 6, 1.5, delays="fixed", kernel_count=2).eval()
         net.save(tmp_path, class_names=["a", "b", "c", "d"])
-        loaded, input = DelayNet.load(tmp_path), spikes(3, 6, 20)
+        loaded, input = DelayNet.load(str(tmp_path)), spikes(3, 6, 20)
         assert torch.equal(loaded(input), net(input)) and not loaded.training
         assert loaded.config == net.config
 

@@ -131,8 +131,9 @@ class DelayNet(nn.Module):
         """The layers of delays, in order."""
         return [m for m in self.synapses if isinstance(m, Delays)]
 
-    def save(self, folder: Path, **more: Any) -> None:
+    def save(self, folder: str | Path, **more: Any) -> None:
         """Writes ``config.json`` (with what ``more`` tells about the data) and ``model.safetensors``."""
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with replaced(folder / "model.safetensors") as part:
             save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, part)
@@ -146,12 +147,13 @@ class DelayNet(nn.Module):
         return cls(sizes, **{name: options[name] for name in names})
 
     @classmethod
-    def load(cls, folder: Path) -> "DelayNet":
+    def load(cls, folder: str | Path) -> "DelayNet":
         """Reads what ``save`` wrote; in eval mode.
 
         Raises:
             ValueError: If it is something else.
         """
+        folder = Path(folder)
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if config.get("architecture") != "DelayNet":
             raise ValueError(f"{folder} holds no DelayNet: give a folder that DelayNet.save wrote")
