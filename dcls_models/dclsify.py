@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from .layers import Dcls1d, Dcls2d, Dcls2dSame, Dcls3d, DclsNd
 from .layers.dcls import sizes
-from .layers.positions import check_shareable, share_positions
+from .layers.positions import FOLDING, check_shareable, share_positions
 from .strided import overrunning
 from .warm_start import check_counterpart, check_example, warm_start
 
@@ -29,7 +29,6 @@ _DCLS_CLASSES: dict[type[_ConvNd], type[DclsNd]] = {
     nn.Conv3d: Dcls3d,
 }
 
-_FUSING = ("fuse", "reparameterize", "switch_to_deploy")  # what timm calls on a block to deploy it
 
 Select = str | Sequence[str] | Callable[[str, _ConvNd], bool]
 
@@ -253,7 +252,7 @@ def _leave_apart(block: nn.Module) -> None:
 
     timm goes on to the children of what it has fused, so DCLS layers in the block are still fused.
     """
-    for method in _FUSING:
+    for method in FOLDING:
         if callable(getattr(type(block), method, None)):
             setattr(block, method, partial(_itself, block))
 

@@ -11,13 +11,12 @@ from torch import nn
 
 from .layers import DclsNd, trim
 from .layers.linear import use_fast_linear
-from .layers.positions import fuse_layers
+from .layers.positions import FOLDING, fuse_layers
 
 _logger = logging.getLogger(__name__)
 ROUNDS = 5  # timed runs of each of two models that are compared
 SECONDS = 2.0  # for one comparison; three runs each at least
 OWN = ("dcls_models", "timm", "torch")  # packages whose blocks may fold their branches themselves
-FOLDING = ("fuse", "reparameterize", "switch_to_deploy")
 
 
 def deploy(model: nn.Module, example_input: torch.Tensor | None = None, *, trims: bool = True) -> nn.Module:

@@ -24,6 +24,8 @@ from .in_range import (
 )
 from .reference_keys import translate
 
+FOLDING = ("fuse", "reparameterize", "switch_to_deploy")  # what timm calls on a block to deploy it
+
 
 class ReadsPositions(nn.Module):
     """A layer that reads ``positions`` and ``sigma`` from itself or from a container around it.
