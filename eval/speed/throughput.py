@@ -182,6 +182,8 @@ def _best_layout(name: str, mode: str, settings: Settings) -> tuple[str, Callabl
         if settings.compiled:
             model.compile()
         steps[layout] = _step(model, images, mode, settings.dtype)
+    if len(steps) == 1:
+        return next(iter(steps.items()))
     timings = time_in_turns(steps, settings.device, rounds=3, seconds=0)
     best = min(timings, key=lambda layout: timings[layout].median)
     return best, steps[best]
@@ -220,11 +222,15 @@ def _images(model: nn.Module, settings: Settings) -> torch.Tensor:
 
 
 def costs_by_name(names: Sequence[str], img_size: int | None = None) -> dict[str, dict[str, int]]:
-    """By name the numbers of ``Costs``, for one image of that side or of each model's own."""
+    """By name the numbers of ``Costs``, for one image of that side or of each model's own.
+
+    The authors' layers, fast linear layers and kernels that are trimmed later count as the model without.
+    """
     counted = {}
     for name in names:
+        prefix = next((p for p in (AUTHORS, FAST, TRIMMED) if name.startswith(p)), "")
         with torch.device("meta"):
-            model = build(name.removeprefix(TRIMMED), "inference")
+            model = build(name.removeprefix(prefix), "inference")
         counted[name] = costs_of(model, img_size)._asdict()
     return counted
 
