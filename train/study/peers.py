@@ -2,7 +2,7 @@
 
 Importing this registers ``convnext_tiny_deformable``, ``convnext_tiny_31x31`` and
 ``convnext_tiny_31x31_reparam`` with timm, and tells torch's counter of operations what a deformable
-convolution takes. ``python -m train.study.peers RESULT`` prints the table of docs/peers.md.
+convolution takes. ``python -m train.study.peers RESULT`` prints a table of a throughput's result.
 """
 
 import sys
@@ -111,7 +111,7 @@ if torch.ops.torchvision.deform_conv2d not in flop_registry:
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """The table of docs/peers.md.
+    """A result of speed, memory and size as a table.
 
     Args:
         result: Of ``eval throughput`` with all its modes, on a CPU; the first model is compared with.
