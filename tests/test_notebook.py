@@ -46,7 +46,7 @@ def test_cells_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         if not cell["source"].startswith("!"):
             exec(compile(cell["source"], str(NOTEBOOK), "exec"), names)
             continue
-        script = cell["source"].replace("\n!", "\n")[1:].replace("max_epochs 20", "max_epochs 1")
+        script = cell["source"].replace("\n!", "\n")[1:].replace("max_epochs 6", "max_epochs 1")
         done = subprocess.run(["bash", "-euc", script], capture_output=True, text=True)
         assert done.returncode == 0, f"{script}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
     assert Path("runs/model.pt2").stat().st_size > 1e6
