@@ -245,6 +245,11 @@ def _usage_by_transformers(model: str, ours: bool) -> str:
         + "from transformers import AutoImageProcessor, AutoModelForImageClassification\n\n"
         f'processor = AutoImageProcessor.from_pretrained("{place}")\n'
         f'model = AutoModelForImageClassification.from_pretrained("{place}")\n```\n'
+        + (
+            "\nThe optimizer of its `Trainer` decays positions: pass `optimizers=(torch.optim.AdamW("
+            "param_groups(model, lr=1e-4)), None)`, with `from dcls_models.optim import param_groups`.\n"
+        )
+        * ours
     )
 
 
