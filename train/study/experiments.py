@@ -8,7 +8,7 @@ from train.study.models import PEERS, STANDARD, VARIANTS
 from train.study.tasks import LARGE, TASKS
 from train.study.training import CONTINUATIONS, DENSE, Run
 
-FIRST, DEEP, WIDE, DIGITS, TEXTURES = TASKS
+FIRST, _, WIDE, DIGITS, _ = TASKS
 CHOOSING = 100  # the seed on which the positions' learning rates are chosen
 ALL = list(VARIANTS)
 FEWER = [name for name in VARIANTS if "gauss" not in name and "narrower" not in name]
@@ -19,19 +19,12 @@ Row = dict[str, Any]
 def rates(seeds: int, large: bool) -> list[Run]:
     """The learning rate of positions, on a seed that is used for nothing else."""
     names = ("DCLS v1", "DCLS v1, spread")
-    return [
-        Run("rates", task, name, CHOOSING, rate)
-        for task in (FIRST,)
-        for name in names
-        for rate in (1.0, 5.0, 25.0, 100.0)
-    ]
+    return [Run("rates", FIRST, name, CHOOSING, rate) for name in names for rate in (1.0, 5.0, 25.0, 100.0)]
 
 
 def variants(seeds: int, large: bool) -> list[Run]:
     """All variants, at equal parameters and updates."""
-    tasks = dict.fromkeys(LARGE, ALL) if large else {FIRST: ALL, WIDE: ALL}
-    if not large:
-        tasks |= {DEEP: FEWER, DIGITS: FEWER, TEXTURES: FEWER}
+    tasks = dict.fromkeys(LARGE, ALL) if large else {**dict.fromkeys(TASKS, FEWER), FIRST: ALL}
     return [
         Run("variants", task, name, seed, VARIANTS[name].rate)
         for seed in range(seeds)
@@ -59,7 +52,7 @@ def peers(seeds: int, large: bool) -> list[Run]:
     return [
         Run("peers", task, name, seed, 1.0)
         for seed in range(seeds)
-        for task in (FIRST, WIDE, DIGITS)
+        for task in (WIDE, DIGITS)
         for name in PEERS
     ]
 

@@ -126,7 +126,7 @@ def model_kwargs(variant: Variant, dim: int, depth: int) -> dict[str, Any]:
     chosen = {**shape, **variant.model}
     if variant.matched:
         wanted = trained({**shape, **VARIANTS[STANDARD].model})
-        low, high = 1, 4096
+        low, high = 8, 4096
         while low < high:  # the largest with at most so many; parameters grow with both
             middle = (low + high + 1) // 2
             fits = trained({**chosen, variant.matched: middle}) <= wanted
