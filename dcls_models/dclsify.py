@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from .layers import Dcls1d, Dcls2d, Dcls2dSame, Dcls3d, DclsNd
 from .layers.dcls import sizes
-from .layers.positions import FOLDING, check_shareable, share_positions
+from .layers.positions import FOLDING, check_shareable, share_positions, start_positions
 from .strided import overrunning
 from .warm_start import check_counterpart, check_example, warm_start
 
@@ -47,6 +47,7 @@ def dclsify(
     version: str = "v1",
     share: Iterable[nn.Module] | nn.Module = (),
     init: str = "random",
+    positions: str | None = None,
     jitter: float = 1e-3,
     example_input: torch.Tensor | None = None,
 ) -> nn.Module:
@@ -69,6 +70,9 @@ def dclsify(
             has its own.
         init: ``"random"``, the authors' (nothing of the old weights is kept), or ``"dense"``: the elements
             are fitted to the kernels that they replace, and what is lost is logged (see ``warm_start``).
+        positions: Where the elements start, for ``init="random"``: ``"authors"``, the default, all within two
+            pixels of the centre, or ``"spread"``, uniform over the whole kernel (see
+            ``layers.positions.start_positions``). With ``init="dense"`` the fit decides.
         jitter: As in ``warm_start``, for ``init="dense"``.
         example_input: As in ``warm_start``, for ``init="dense"``.
 
@@ -76,15 +80,21 @@ def dclsify(
         The model (the new layer, if the model is itself a convolution that is replaced).
 
     Raises:
-        ValueError: If nothing matches, a match is more than a convolution or shares parameters with another
-            module, layers that are to share positions differ in shape, or (``init="dense"``) a kernel or
-            the example does not fit. The model is then as before.
+        ValueError: If ``init`` or ``positions`` is another word or they contradict each other, nothing
+            matches, a match is more than a convolution or shares parameters with another module, layers
+            that are to share positions differ in shape, or (``init="dense"``) a kernel or the example does
+            not fit. The model is then as before.
 
     >>> import timm
     >>> model = dclsify(timm.create_model("mobilenetv3_small_050"), kernel_count=12, dilated_kernel_size=9)
     """
     if init not in ("random", "dense"):
         raise ValueError(f"init must be 'random' or 'dense', got {init=}")
+    if init == "dense" and positions is not None:
+        raise ValueError(
+            f"with init='dense' the fit decides where elements start: leave {positions=} out, or take "
+            "init='random'"
+        )
     if isinstance(share, nn.Module) and not isinstance(share, Iterable):
         share = [share]
     everything = model.named_modules(remove_duplicate=False)
@@ -96,7 +106,7 @@ def dclsify(
         )
     _check_untied(model, old.values())
     new = {
-        conv: _replacement(name, conv, kernel_count, dilated_kernel_size, version)
+        conv: _replacement(name, conv, kernel_count, dilated_kernel_size, version, positions)
         for conv, name in old.items()
     }
     shared = [(stage, [new[m] for m in stage.modules() if m in new]) for stage in share]
@@ -193,7 +203,12 @@ def _selected(name: str, conv: _ConvNd, convs: Select) -> bool:
 
 
 def _replacement(
-    name: str, conv: _ConvNd, kernel_count: int, dilated_kernel_size: int | tuple[int, ...], version: str
+    name: str,
+    conv: _ConvNd,
+    kernel_count: int,
+    dilated_kernel_size: int | tuple[int, ...],
+    version: str,
+    positions: str | None,
 ) -> DclsNd:
     dense_class, dcls_class = next(pair for pair in _DCLS_CLASSES.items() if isinstance(conv, pair[0]))
     hooked = parametrize.is_parametrized(conv) or conv._forward_pre_hooks or conv._forward_hooks
@@ -221,6 +236,7 @@ def _replacement(
     nn.init.normal_(layer.weight, std=0.02)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
+    start_positions(layer, "authors" if positions is None else positions)
     return layer.train(conv.training)
 
 

@@ -166,7 +166,7 @@ def plain_model(model: nn.Module) -> nn.Module:
     if not layers:
         raise HubError(f"{name} has no DCLS layer to fuse: export it without --fused")
     arguments = get_model_args(model)
-    for key in ("kernel_count", "dilated_kernel_size", "version"):
+    for key in ("kernel_count", "dilated_kernel_size", "version", "positions"):
         arguments.pop(key, None)
     if base.partition("_")[0] == "convnext" or "test_convnext" in base:
         arguments["kernel_sizes"] = layers[0].dilated_kernel_size[0]

@@ -187,6 +187,7 @@ def server() -> Iterator[Server]:
 @every
 def test_from_a_file(golden: str) -> None:
     assert_golden(create(golden), golden)
+    assert_golden(create(golden, positions="spread"), golden)
 
 
 @every

@@ -445,6 +445,43 @@ class TestWhatIsKept:
         assert model.positions.std().item() == pytest.approx(0.5, rel=0.1)
 
 
+class TestWhereElementsStart:
+    @pytest.mark.parametrize("version", ["v1", "gauss"])
+    @pytest.mark.parametrize("size", [(9,), (17, 5), (9, 5, 3)])
+    def test_spread_over_the_kernel(self, size: tuple[int, ...], version: str) -> None:
+        dims, spacings = len(size), {"dilated_kernel_size": size, "version": version}
+        layer = dclsify(
+            CONV[dims](64, 64, 3, padding=1, groups=64), kernel_count=34, positions="spread", **spacings
+        )
+        for row, k in zip(layer.positions, size, strict=True):
+            limit = k // 2
+            assert -limit <= row.min() < -0.98 * limit and 0.98 * limit < row.max() <= limit
+            assert row.std().item() == pytest.approx(
+                2 * limit / 12**0.5, rel=0.05
+            )  # of a uniform distribution
+        if version == "gauss":
+            authors = dclsify(CONV[dims](4, 4, 3, groups=4), kernel_count=34, **spacings)
+            assert layer.sigma.unique() == authors.sigma.unique()
+        layer.reset_parameters()
+        assert layer.positions[0].std().item() == pytest.approx(0.5, rel=0.1)
+
+    def test_by_default_as_the_authors(self) -> None:
+        def positions(seed: int, **kwargs: str) -> torch.Tensor:
+            torch.manual_seed(seed)
+            return dclsify(nn.Conv2d(8, 8, 3, groups=8), kernel_count=5, **kwargs).positions
+
+        assert torch.equal(positions(0), positions(0, positions="authors"))
+        assert torch.equal(positions(0, positions="spread"), positions(0, positions="spread"))
+        assert not torch.equal(positions(0, positions="spread"), positions(1, positions="spread"))
+
+    def test_one_set_for_layers_that_share(self) -> None:
+        stage = nn.Sequential(*(nn.Conv2d(4, 4, 3, padding=1, groups=4) for _ in range(3)))
+        dclsify(stage, share=[stage], kernel_count=9, positions="spread")
+        assert {n for n, _ in stage.named_parameters() if "positions" in n} == {"positions"}
+        assert stage.positions.abs().max() > 4
+        check_gradients(stage, torch.randn(2, 4, 20, 20))
+
+
 class TestErrors:
     """Each leaves the model as it was, so that the call can be repeated."""
 
@@ -465,6 +502,12 @@ class TestErrors:
 
     def test_unknown_init(self) -> None:
         self.refused(network(2), "init must be 'random' or 'dense', got init='pretrained'", init="pretrained")
+
+    def test_unknown_start(self) -> None:
+        words = "positions must be 'authors' .* or 'spread' .*, got 'uniform'"
+        self.refused(network(2), words, positions="uniform")
+        words = "with init='dense' the fit decides where elements start: leave positions='spread' out"
+        self.refused(network(2), words, dilated_kernel_size=9, init="dense", positions="spread")
 
     def test_unknown_version(self) -> None:
         self.refused(network(2), "version must be one of v0, v1, max, gauss", version="bilinear")

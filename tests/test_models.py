@@ -329,6 +329,22 @@ def test_positions_matter_and_are_trained(name: str) -> None:
     assert difference(model(x), before) > 1e-3
 
 
+@tiny
+def test_elements_may_start_spread_over_the_kernel(name: str, tmp_path: Path) -> None:
+    near = timm.create_model(name, dilated_kernel_size=17)
+    far = timm.create_model(name, dilated_kernel_size=17, positions="spread")
+    assert positions_of(near).keys() == positions_of(far).keys()
+    assert all(p.abs().max() < 4 for p in positions_of(near).values())
+    assert all(7 < p.abs().max() <= 8 for p in positions_of(far).values())
+    save_for_hf(near, tmp_path, model_args={"positions": "spread"})
+    stored = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    assert all(torch.equal(p, positions_of(near)[k]) for k, p in positions_of(stored).items())
+    anew = timm.create_model(f"local-dir:{tmp_path}")
+    assert all(p.abs().max() > 7 for p in positions_of(anew).values())
+    with pytest.raises(ValueError, match=r"positions must be 'authors' .* or 'spread' .*, got 'far'"):
+        meta(name, positions="far")
+
+
 @every
 def test_unknown_arguments_are_errors(name: str) -> None:
     with pytest.raises(TypeError):

@@ -111,6 +111,28 @@ def hold(holder: Holder, positions: nn.Parameter, sigma: nn.Parameter | None, si
     track(holder)
 
 
+@torch.no_grad()
+def start_positions(layer: Holder, start: str) -> None:
+    """Puts the elements of a new layer, which holds its own positions, where they are to start.
+
+    Args:
+        layer: As constructed.
+        start: ``"authors"``, where the constructor has put them (normal, standard deviation 0.5 pixels), or
+            ``"spread"``, uniform over the whole kernel, along each axis by its own size.
+
+    Raises:
+        ValueError: If ``start`` is another word.
+    """
+    if start not in ("authors", "spread"):
+        raise ValueError(
+            "positions must be 'authors' (elements start near the centre) or 'spread' (all over the kernel), "
+            f"got {start!r}"
+        )
+    if start == "spread":
+        for axis, k in zip(layer.positions, layer.positions_size, strict=True):
+            nn.init.uniform_(axis, -(k // 2), k // 2)
+
+
 def share_positions(holder: Holder, layers: Sequence[ReadsPositions]) -> None:
     """Makes layers share one set of positions (and sigma), held by a container around them.
 

@@ -21,6 +21,7 @@ class ConvNeXtDcls(PositionsInTimm, ConvNeXt):
         kernel_count: int = 34,
         dilated_kernel_size: int | tuple[int, int] = 17,
         version: str = "v0",
+        positions: str = "authors",
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -31,6 +32,7 @@ class ConvNeXtDcls(PositionsInTimm, ConvNeXt):
             kernel_count=kernel_count,
             dilated_kernel_size=dilated_kernel_size,
             version=version,
+            positions=positions,
         )
 
 

@@ -32,6 +32,7 @@ class FastVitDcls(PositionsInTimm, FastVit):
         kernel_count: int = 34,
         dilated_kernel_size: int | tuple[int, int] = 17,
         version: str = "v1",
+        positions: str = "authors",
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -43,6 +44,7 @@ class FastVitDcls(PositionsInTimm, FastVit):
             kernel_count=kernel_count,
             dilated_kernel_size=dilated_kernel_size,
             version=version,
+            positions=positions,
         )
 
 

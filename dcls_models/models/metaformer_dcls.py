@@ -41,6 +41,7 @@ class MetaFormerDcls(PositionsInTimm, _MetaFormerGroups):
         kernel_count: int = 40,
         dilated_kernel_size: int | tuple[int, int] = 17,
         version: str = "v1",
+        positions: str = "authors",
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -51,6 +52,7 @@ class MetaFormerDcls(PositionsInTimm, _MetaFormerGroups):
             kernel_count=kernel_count,
             dilated_kernel_size=dilated_kernel_size,
             version=version,
+            positions=positions,
         )
 
 

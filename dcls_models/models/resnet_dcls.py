@@ -23,6 +23,7 @@ class ResNetDcls(PositionsInTimm, ResNet):
         kernel_count: int = 5,
         dilated_kernel_size: int | tuple[int, int] = 7,
         version: str = "v0",
+        positions: str = "authors",
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -33,6 +34,7 @@ class ResNetDcls(PositionsInTimm, ResNet):
             kernel_count=kernel_count,
             dilated_kernel_size=dilated_kernel_size,
             version=version,
+            positions=positions,
         )
 
 
