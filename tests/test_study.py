@@ -61,7 +61,7 @@ def test_only_what_is_close_tells_textures_apart() -> None:
         far = (own[..., 5:] * own[..., :-5]).mean().item(), (own[..., 5:, :] * own[..., :-5, :]).mean().item()
         assert far == pytest.approx((0, 0), abs=0.01)
     rows = [(images[labels == k, 0, :, 1:] * images[labels == k, 0, :, :-1]).mean().item() for k in range(8)]
-    assert max(rows) - min(rows) > 0.5
+    assert max(rows) - min(rows) > 0.4
 
 
 class TestVariants:
@@ -73,7 +73,8 @@ class TestVariants:
         larger = {"dense 13x13", "dense 31x31", "31x31 with a 5x5 branch"}
         assert {name for name, count in trained.items() if count > wanted} == larger
         fewer = {"frozen, as many elements"}
-        assert {name for name, count in trained.items() if count < 0.97 * wanted} == fewer
+        assert {name for name in VARIANTS if trained[name] < 0.97 * wanted} == fewer
+        assert min(trained[name] for name in PEERS) > 0.85 * wanted  # a step of the width is larger there
 
     def test_frozen_positions_are_those_of_the_learned_ones(self) -> None:
         torch.manual_seed(0)
@@ -99,7 +100,7 @@ def build(variant: Variant, depth: int) -> nn.Module:
 
 class TestTraining:
     def test_points_say_where_positions_are(self) -> None:
-        (row,) = execute(Run("curve", FIRST, "DCLS v1, spread", 0, 25.0, length=2, points=4), SMALL, 32)
+        (row,) = execute(Run("curve", FIRST, "DCLS v1, spread", 0, 25.0, length=2, moments=4), SMALL, 32)
         assert [point["updates"] for point in row["points"]] == [5, 10, 15, 20]
         moved = [point["moved"] for point in row["points"]]
         assert moved == sorted(moved) and moved[0] > 0

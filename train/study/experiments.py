@@ -36,7 +36,7 @@ def variants(seeds: int, large: bool) -> list[Run]:
 def curve(seeds: int, large: bool) -> list[Run]:
     """Accuracy and positions over a training that is four times as long."""
     return [
-        Run("curve", FIRST, name, seed, VARIANTS[name].rate, length=4, points=16)
+        Run("curve", FIRST, name, seed, VARIANTS[name].rate, length=4, moments=16)
         for seed in range(seeds)
         for name in CURVES
     ]

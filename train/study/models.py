@@ -13,7 +13,7 @@ from train.study.peers import MIXERS
 REACH = 13  # side of the kernels with a long reach
 DILATED = {"kernel_size": 7, "dilation": 2}
 AUTHORS, SPREAD = ({"kernel_size": REACH, "positions": start} for start in ("authors", "spread"))
-RATES = {"authors": 25.0, "spread": 5.0}  # factors on the positions' learning rate, chosen by the first experiment
+RATES = {"authors": 25.0, "spread": 5.0}  # factors on the positions' learning rate, by the first experiment
 
 
 class Variant(NamedTuple):

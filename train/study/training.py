@@ -40,7 +40,7 @@ class Run(NamedTuple):
         seed: Of data, initialisation and order.
         rate: Factor on the learning rate of positions.
         length: The task's epochs times this.
-        points: How often accuracy and positions are looked at.
+        moments: How often accuracy and positions are looked at.
     """
 
     experiment: str
@@ -49,7 +49,7 @@ class Run(NamedTuple):
     seed: int
     rate: float
     length: int = 1
-    points: int = 1
+    moments: int = 1
 
 
 class Curve(pl.Callback):
@@ -136,7 +136,7 @@ def fit(
     trainer = pl.Trainer(
         max_epochs=epochs,
         check_val_every_n_epoch=None,
-        val_check_interval=max(updates // run.points, 1),
+        val_check_interval=max(updates // run.moments, 1),
         num_sanity_val_steps=0,
         callbacks=[curve],
         devices=1,
