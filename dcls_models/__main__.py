@@ -1,13 +1,14 @@
-"""``python -m dcls_models``: what is installed, and where its commands (train, eval, hub) are.
+"""``python -m dcls_models train|eval|hub ...``: the commands of this installation, from any folder.
 
-The commands are folders of a checkout. Where this package runs from one (``pip install -e .``),
-``python -m dcls_models train ...`` runs them from any folder.
+They are folders beside the package in a checkout, and ``dcls_models/commands`` where a wheel was installed.
 """
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from . import __version__
@@ -17,43 +18,65 @@ COMMANDS = {
     "eval": "measure accuracy, robustness, Grad-CAM, receptive fields, kernels and speed",
     "hub": "convert, export and publish weights",
 }
-CHECKOUT = Path(__file__).resolve().parent.parent
+PACKAGE = Path(__file__).resolve().parent
+HOME = PACKAGE / "commands" if (PACKAGE / "commands").is_dir() else PACKAGE.parent
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command of the checkout that the package is installed from, or says where commands are."""
-    command, *arguments = (sys.argv[1:] if argv is None else argv) or [""]
-    here = [name for name in COMMANDS if (CHECKOUT / name / "__main__.py").is_file()]
-    if command in here:
-        path = os.pathsep.join([str(CHECKOUT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        run = [sys.executable, "-m", command, *arguments]
-        try:
-            return subprocess.run(run, env=os.environ | {"PYTHONPATH": path}).returncode
-        except KeyboardInterrupt:  # which the command has heard too
-            return 130
+    """Runs a command, or one of its parts (``train.audio``), and returns its exit status."""
+    module, *arguments = (sys.argv[1:] if argv is None else argv) or [""]
+    command = module.partition(".")[0]
     if command in COMMANDS:
-        print(f"error: {command} is not installed with the library. {_where(here)}", file=sys.stderr)
-        return 1
-    if command not in ("", "-h", "--help"):
-        print(f"error: there is no command {command!r}, but {', '.join(COMMANDS)}", file=sys.stderr)
+        if missing := _missing(command):
+            print(
+                f"error: {command} needs {', '.join(missing)}, which an extra brings: pip install "
+                f"'.[{command}]' in a checkout, or 'FILE.whl[{command}]'",
+                file=sys.stderr,
+            )
+            return 1
+        return _run(module, [_shipped(argument) for argument in arguments])
+    if module not in ("", "-h", "--help"):
+        print(f"error: there is no command {module!r}, but {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     print(f"dcls_models {__version__}: timm models with learnable spacings, timm.list_models('*dcls*')\n")
     for name, what in COMMANDS.items():
-        print(f"  python -m {name:5}  {what}")
-    print(f"\n{_where(here)}")
+        print(f"  python -m dcls_models {name:5}  {what}")
+    print(f"\nTheir code and the recipes (configs/) are in {HOME}")
     return 0
 
 
-def _where(here: Sequence[str]) -> str:
-    if here:
-        return (
-            f"The commands are folders of the checkout {CHECKOUT}: run them there, or "
-            "python -m dcls_models COMMAND anywhere."
-        )
-    return (
-        "The commands are folders of the repository, which a wheel does not hold: clone it, run pip install "
-        "-e '.[all]' in the clone, and the commands there."
-    )
+def _run(module: str, arguments: Sequence[str]) -> int:
+    """In a process of its own, in which a ``train.py`` of the current folder does not hide the command."""
+    places = [str(HOME), *filter(None, [os.environ.get("PYTHONPATH")]), str(Path.cwd())]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(places), "PYTHONSAFEPATH": "1"}
+    try:
+        return subprocess.run([sys.executable, "-m", module, *arguments], env=environment).returncode
+    except KeyboardInterrupt:  # which the command has heard too
+        return 130
+
+
+def _shipped(argument: str) -> str:
+    """The file of a recipe, such as ``configs/finetune.yaml``, where there is none in the current folder."""
+    shipped = HOME / argument
+    here = not argument.startswith("configs/") or Path(argument).exists() or not shipped.is_file()
+    return argument if here else str(shipped)
+
+
+def _missing(command: str) -> list[str]:
+    """The packages of a command that are not installed, as far as the metadata say."""
+    try:
+        wanted = [n for n in requires("dcls_models") or [] if re.search(rf"extra == .{command}\b", n)]
+    except PackageNotFoundError:  # a checkout that was never installed
+        return []
+    names = [re.split(r"[^\w.-]", need)[0] for need in wanted]
+    return [name for name in names if not _is_installed(name)]
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return bool(version(name))
+    except PackageNotFoundError:
+        return False
 
 
 if __name__ == "__main__":

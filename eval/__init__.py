@@ -1,1 +1,1 @@
-"""Measuring models, run from a checkout: ``python -m eval accuracy --model NAME --data FOLDER``."""
+"""Measuring models: ``python -m eval accuracy --model NAME --data FOLDER``."""

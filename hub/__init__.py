@@ -1,4 +1,4 @@
-"""Sharing models, run from a checkout: ``python -m hub convert|export|card|publish|verify|download``."""
+"""Sharing models: ``python -m hub convert|export|card|publish|verify|download``."""
 
 INSTALL = "pip install ."  # in a clone; what README.md and the model cards print
 

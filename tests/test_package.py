@@ -16,6 +16,7 @@ from email.parser import Parser
 from pathlib import Path, PurePosixPath
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("train", "eval", "hub")
@@ -198,11 +199,30 @@ class TestImports:
         assert not used & {"eval.cli", "eval.report"}
 
 
+def run_command(folder: Path, *arguments: str, path: str = str(ROOT)) -> subprocess.CompletedProcess[str]:
+    """``python -m dcls_models`` of the checkout, in another folder."""
+    run, environment = [sys.executable, "-m", "dcls_models", *arguments], os.environ | {"PYTHONPATH": path}
+    return subprocess.run(run, capture_output=True, text=True, cwd=folder, env=environment, timeout=120)
+
+
 def test_the_commands_of_a_checkout_run_from_anywhere(tmp_path: Path) -> None:
-    run = [sys.executable, "-m", "dcls_models", "hub", "verify", "nowhere"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=120)
+    done = run_command(tmp_path, "hub", "verify", "nowhere")
     assert (done.returncode, done.stderr) == (1, "error: there is no folder nowhere\n")
+
+
+def test_a_recipe_is_found_from_anywhere(tmp_path: Path) -> None:
+    done = run_command(tmp_path, "train", "fit", "--config", "configs/finetune.yaml", "--print_config")
+    assert done.returncode == 0 and "default_root_dir: runs/finetune" in done.stdout, done.stderr
+
+
+def test_a_command_without_its_packages_says_what_to_install(tmp_path: Path) -> None:
+    metadata = tmp_path / "dcls_models-0.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    needs = [f"Requires-Dist: {name}; extra == 'hub'\n" for name in ("numpy>=1", "not-there>=2")]
+    metadata.write_text("Metadata-Version: 2.1\nName: dcls_models\nVersion: 0\n" + "".join(needs))
+    done = run_command(tmp_path, "hub", "verify", "nowhere", path=f"{tmp_path}{os.pathsep}{ROOT}")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("error: hub needs not-there, which an extra brings: pip install '.[hub]'")
 
 
 @pytest.fixture(scope="module")
@@ -223,12 +243,20 @@ def wheel(built: Path) -> Path:
     return path
 
 
+def shipped_files() -> set[str]:
+    """What a wheel holds: the library, and the folders of the commands below it, without the Space."""
+    files = {p.relative_to(ROOT) for folder in (*FOLDERS, "configs") for p in (ROOT / folder).rglob("*.*")}
+    commands = {
+        f"dcls_models/commands/{p.as_posix()}" for p in files if not {"__pycache__", "space"} & {*p.parts}
+    }
+    return {p.relative_to(ROOT).as_posix() for p in LIBRARY.values()} | commands | {"dcls_models/py.typed"}
+
+
 class TestDistributions:
-    def test_wheel_contains_the_library_and_nothing_else(self, wheel: Path) -> None:
+    def test_wheel_contains_the_library_its_commands_and_nothing_else(self, wheel: Path) -> None:
         names = {n for n in zipfile.ZipFile(wheel).namelist() if not n.endswith("/")}
         shipped = {n for n in names if not PurePosixPath(n).parts[0].endswith(".dist-info")}
-        sources = {p.relative_to(ROOT).as_posix() for p in LIBRARY.values()}
-        assert shipped == {*sources, "dcls_models/py.typed"}
+        assert shipped == shipped_files()
         assert any(n.endswith(".dist-info/licenses/LICENSE") for n in names)
 
     def test_wheel_runs_everywhere(self, wheel: Path) -> None:
@@ -339,9 +367,8 @@ class TestInstalled:
         assert Path(used["prefix"]) in Path(used["file"]).parents
         assert used["origin"] == used["archive"]
 
-    def test_it_is_the_whole_library_and_nothing_else(self, used: dict[str, list[str]]) -> None:
-        sources = {path.relative_to(ROOT).as_posix() for path in LIBRARY.values()}
-        assert set(used["installed"]) == {*sources, "dcls_models/py.typed"}
+    def test_it_is_all_that_a_wheel_holds(self, used: dict[str, list[str]]) -> None:
+        assert set(used["installed"]) == {f for f in shipped_files() if f.endswith((".py", ".typed"))}
 
     def test_what_it_needs_is_what_the_tests_ran_with(self, used: dict[str, dict[str, bool]]) -> None:
         assert used["satisfied"] == {"torch": True, "timm": True}
@@ -362,14 +389,43 @@ class TestInstalled:
         assert used["version"] == used["metadata"]
         assert re.fullmatch(r"\d+\.\d+\.\d+", used["version"])
 
-    def test_a_command_that_is_not_installed_says_where_it_is(
+    def test_its_commands_run_beside_files_of_the_same_name(
         self, used: dict[str, str], environment: Path
     ) -> None:
+        (environment / "elsewhere" / "hub").mkdir(exist_ok=True)
+        (environment / "elsewhere" / "hub" / "__init__.py").write_text("raise SystemExit('not this one')")
         done = run_in(environment, "-m", "dcls_models")
-        assert done.returncode == 0 and used["version"] in done.stdout and "clone it" in done.stdout
-        done = run_in(environment, "-m", "dcls_models", "train", "fit")
-        assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
-        assert "train is not installed with the library" in done.stderr and "clone it" in done.stderr
+        assert done.returncode == 0 and used["version"] in done.stdout
+        assert str(Path(used["file"]).parent / "commands") in done.stdout
+        done = run_in(environment, "-m", "dcls_models", "hub", "verify", "nowhere")
+        expected = "error: there is no folder nowhere\n" if sys.version_info >= (3, 11) else "not this one\n"
+        assert (done.returncode, done.stderr) == (1, expected)
+        shutil.rmtree(environment / "elsewhere" / "hub")
+
+    @pytest.mark.slow
+    @pytest.mark.timeout(600)
+    def test_a_folder_of_photos_becomes_a_model(self, used: dict[str, str], environment: Path) -> None:
+        """Fine-tuning, evaluation and export as the first page prints them, without a checkout."""
+        for number, name in enumerate(("dark", "light")):
+            (environment / "elsewhere" / "photos" / name).mkdir(parents=True, exist_ok=True)
+            for i in range(10):
+                colour = (10 * i, 180 * number, 5 * i)
+                picture = environment / "elsewhere" / "photos" / name / f"{i}.png"
+                Image.new("RGB", (40, 40), colour).save(picture)
+        options = (
+            "--model.name test_convnext_dcls --model.pretrained false --data.img_size 32 --data.num_workers 0"
+        )
+        for command in (
+            f"train fit --config configs/finetune.yaml --data.root photos --trainer.max_epochs 2 {options}",
+            "hub export --checkpoint runs/finetune/checkpoints/last.ckpt --out runs/finetune",
+            "eval accuracy --model local-dir:runs/finetune --data photos --held-out --output runs/a.json",
+            "eval predict --model local-dir:runs/finetune photos/dark/0.png",
+            "hub card runs/finetune --repo USER/NAME --results runs/a.json --license mit",
+        ):
+            done = run_in(environment, "-m", "dcls_models", *command.split())
+            assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+        assert (environment / "elsewhere" / "runs" / "finetune" / "README.md").is_file()
+        shutil.rmtree(environment / "elsewhere" / "runs")
 
     def test_importing_says_nothing(self, used: dict[str, str]) -> None:
         assert used["said"] == ""

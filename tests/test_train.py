@@ -506,7 +506,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("flags", "said"),
         [
-            (["--data.rot", "x"], "unrecognized arguments: --data.rot x (did you mean --data.root?)"),
+            (["--data.rot", "x"], "nrecognized arguments: --data.rot x (did you mean --data.root?)"),
             (["--model.lr", "much"], "Got value: much"),
             (["--config", "nowhere.yaml"], "nowhere.yaml"),
         ],

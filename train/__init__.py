@@ -1,1 +1,1 @@
-"""Training with PyTorch Lightning, from a checkout: ``python -m train fit --config FILE``."""
+"""Training with PyTorch Lightning: ``python -m train fit --config FILE``."""

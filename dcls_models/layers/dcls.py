@@ -71,7 +71,7 @@ class DclsNd(ReadsPositions, _ConvNd):
     _scripted_kernel: torch.Tensor
     _kept: KeptKernel | None = None
     not_copied = ("_scripted_kernel", "_kept")
-    dense_class: Any
+    dense_class: type[Any]  # TorchScript takes a bare Any for Final on Python 3.10
     learned_axes: int
     sigma_offset: float | None = None  # replaces the version's own
 
