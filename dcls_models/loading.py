@@ -277,6 +277,8 @@ def _cfg_of_images(run: Run) -> dict[str, Any]:
     side = run.data["img_size"]
     return {
         "input_size": (3, side, side),
+        "test_input_size": None,  # of the model's published weights, which were trained at another size
+        "test_crop_pct": None,
         **{k: run.data[k] for k in ("mean", "std", "interpolation", "crop_pct")},
     }
 

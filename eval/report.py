@@ -2,7 +2,6 @@
 
 import argparse
 import base64
-import csv
 import html
 import io
 from collections.abc import Iterable, Sequence
@@ -16,6 +15,7 @@ from markdown import markdown
 from dcls_models.files import replaced
 from dcls_models.markdown import code, plain
 from dcls_models.provenance import read_result
+from dcls_models.published import published
 from eval import delays, training_sections
 from eval.audio import tagging
 from eval.classification import accuracy, robustness
@@ -25,7 +25,6 @@ from eval.results import relative
 from eval.section import Section, markdown_table
 from eval.speed import layers, throughput
 
-PUBLISHED = Path(__file__).with_name("published.csv")
 SUFFIXES = (".html", ".md")
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto;
@@ -131,8 +130,7 @@ def _scalars(rows: Sequence[dict[str, Any]]) -> dict[str, tuple[str, int]]:
 
 def _reported(task: str, models: set[str]) -> Iterable[str]:
     """What others have published of the same models, marked as such."""
-    with PUBLISHED.open(newline="", encoding="utf-8") as file:
-        rows = [r for r in csv.DictReader(file) if r["task"] == task and _same(r["model"], models)]
+    rows = [r for r in published() if r["task"] == task and _same(r["model"], models)]
     if not rows:
         return
     yield "Reported by others, **not measured here** (ImageNet-1k or AudioSet; for speed, their machine):"

@@ -95,12 +95,12 @@ def write_card(
         license_name="see-link" if licence == "other" else None,
         license_link=licence_link,
         datasets=[dataset_id] if dataset_id else None,
-        pipeline_tag=_task(checked.config),
-        tags=[_task(checked.config), *TAGS, checked.config["architecture"].partition("_")[0]],
+        pipeline_tag=task_of(checked.config),
+        tags=[task_of(checked.config), *TAGS, checked.config["architecture"].partition("_")[0]],
         model_name=name,
         eval_results=[
             EvalResult(
-                task_type=_task(checked.config),
+                task_type=task_of(checked.config),
                 dataset_type=dataset_id or re.sub(r"\W+", "-", on.lower()).strip("-"),
                 dataset_name=on,
                 metric_type="accuracy" if key != "map" else "mAP",
@@ -115,12 +115,12 @@ def write_card(
     terms = f"[{licence}]({licence_link})" if licence_link else licence
     sections = [
         f"---\n{data.to_yaml()}\n---\n",
-        _what(checked.config, checked.parameters, name),
+        what_it_is(checked.config, checked.parameters, name),
         _usage(checked.config, f"hf-hub:{repo}"),
         _numbers(measured, names),
         "![Learned kernels](kernels.png)\n" if picture else "",
         _provenance(checked.config, checked.metadata, terms),
-        _citations(checked.config),
+        citations(checked.config),
     ]
     with written_at_once(folder) as part:
         text = "\n".join(section for section in sections if section)
@@ -143,7 +143,8 @@ def plain_card(config: dict[str, Any]) -> str:
     return "\n".join([f"# {config['architecture']}\n", _usage(config, "local-dir:FOLDER"), *lines])
 
 
-def _task(config: dict[str, Any]) -> str:
+def task_of(config: dict[str, Any]) -> str:
+    """The Hub's name of what the model does."""
     return (
         "audio-classification" if config["pretrained_cfg"]["input_size"][0] == 1 else "image-classification"
     )
@@ -204,7 +205,8 @@ def _check_weights(folder: Path, measured: dict[Path, dict[str, Any]]) -> None:
             )
 
 
-def _what(config: dict[str, Any], parameters: int, name: str) -> str:
+def what_it_is(config: dict[str, Any], parameters: int, name: str) -> str:
+    """The title and a sentence on the size and the kernels."""
     choices = config.get("model_args") or {}
     text = f"# {name}\n\n`{config['architecture']}`, {parameters:,} parameters, input "
     text += (
@@ -243,6 +245,11 @@ def _usage_by_transformers(model: str, ours: bool) -> str:
         + "from transformers import AutoImageProcessor, AutoModelForImageClassification\n\n"
         f'processor = AutoImageProcessor.from_pretrained("{place}")\n'
         f'model = AutoModelForImageClassification.from_pretrained("{place}")\n```\n'
+        + (
+            "\nThe optimizer of its `Trainer` decays positions: pass `optimizers=(torch.optim.AdamW("
+            "param_groups(model, lr=1e-4)), None)`, with `from dcls_models.optim import param_groups`.\n"
+        )
+        * ours
     )
 
 
@@ -289,7 +296,8 @@ def _provenance(config: dict[str, Any], metadata: dict[str, str], terms: str) ->
     return "\n".join(lines) + "\n"
 
 
-def _citations(config: dict[str, Any]) -> str:
+def citations(config: dict[str, Any]) -> str:
+    """The papers of the method and of the weights, as BibTeX."""
     version = (config.get("model_args") or {}).get("version", "v0")
     of_weights = str(config["pretrained_cfg"].get("paper_ids", "")).removeprefix("arXiv:")
     wanted = ["2112.03740", "" if version == "v0" else "2306.00817", of_weights]

@@ -11,6 +11,7 @@ from hub.download import download, verify
 from hub.export import export_checkpoint
 from hub.folder import Checked
 from hub.publish import publish
+from hub.published import write_cards
 
 
 def run_convert(given: argparse.Namespace) -> None:
@@ -43,6 +44,12 @@ def run_card(given: argparse.Namespace) -> None:
         picture=given.picture,
     )
     print(f"wrote {card}")
+
+
+def run_cards(given: argparse.Namespace) -> None:
+    """Writes the cards of the published models."""
+    for card in write_cards(given.out):
+        print(f"wrote {card}")
 
 
 def run_publish(given: argparse.Namespace) -> None:
@@ -112,6 +119,10 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--license-link", help="where the terms stand")
     command.add_argument("--picture", type=Path, help="PNG of python -m eval kernels")
     command.set_defaults(run=run_card)
+
+    command = commands.add_parser("cards", help="cards of the models with their authors' published weights")
+    command.add_argument("out", type=Path, help="folder to write to")
+    command.set_defaults(run=run_cards)
 
     command = commands.add_parser("publish", help="show what would be published; --push does it")
     command.add_argument("folder", type=Path)

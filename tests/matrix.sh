@@ -30,7 +30,8 @@ for python in "${pythons[@]}"; do
             for package in "${PACKAGES[@]}"; do
                 versions+=("$(uv pip show --quiet --python "$where/venv" "$package" 2>/dev/null | sed -n 's/^Version: //p')")
             done
-            "$where/venv/bin/python" -m pytest -q "${TESTS[@]}" >"$log" 2>&1 || failed=1
+            leave_out=$([ $releases = oldest ] && echo "not onnx" || echo "")  # torch exports from 2.9 on
+            "$where/venv/bin/python" -m pytest -q -k "$leave_out" "${TESTS[@]}" >"$log" 2>&1 || failed=1
             result=$(tail -n 1 "$log" | tr -d =)
         fi
         echo "| $python | $releases | ${versions[0]-} | ${versions[1]-} | ${versions[2]-} | ${versions[3]-} | $result |"

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -19,9 +19,9 @@ from PIL import Image
 from torch.nn import functional as F
 
 import dcls_models
-from hub.export import export
 
 SPACE = Path(__file__).parent.parent / "hub" / "space"
+PAIR = ("dcls", "dense")
 TINY = timm.list_models("test_*_dcls")  # one of each family
 
 
@@ -73,8 +73,26 @@ def test_every_family_can_be_looked_at(name: str, look: ModuleType, image: Image
         assert look.overlay(image, look.grad_cam(model, image, threshold)).size == (320, 320)
     layers = look.layers_of(model)
     assert layers
-    figure = look.draw_positions(next(iter(layers.values())))
+    figure = look.draw_layer(next(iter(layers.values())))
     assert "elements" in figure.axes[0].get_title()
+
+
+@pytest.mark.parametrize("name", ["test_convnext", "resnet18"])
+def test_a_dense_model_shows_its_weights(name: str, look: ModuleType) -> None:
+    layers = look.layers_of(timm.create_model(name, num_classes=9).eval())
+    layer = next(iter(layers.values()))
+    picture = look.draw_layer(layer).axes[0]
+    assert f"{layer.weight.numel():,} weights" in picture.get_title() and len(picture.images) == 1
+
+
+def test_what_ships_is_a_pair_that_reads_the_digits_that_ship(look: ModuleType) -> None:
+    models = [timm.create_model(f"local-dir:{SPACE / 'models' / n}", pretrained=True).eval() for n in PAIR]
+    assert [len({type(layer) for layer in look.layers_of(model).values()}) for model in models] == [1, 1]
+    files = sorted((SPACE / "examples" / "digits").glob("*.png"))
+    assert len(files) == 6 and len(list((SPACE / "examples" / "photos").glob("*.jpg"))) == 2
+    for model in models:
+        best = [next(iter(look.predict(dcls_models.deploy(model), Image.open(file)))) for file in files]
+        assert sum(said == file.stem for said, file in zip(best, files, strict=True)) >= 5
 
 
 def test_it_needs_the_library_of_this_version() -> None:
@@ -82,23 +100,17 @@ def test_it_needs_the_library_of_this_version() -> None:
     assert wheel[1] == dcls_models.__version__
 
 
-@pytest.fixture
-def page(tmp_path: Path) -> Iterator[str]:
-    """The address of the app, with two models and some examples."""
+@pytest.fixture(params=[(), ("random:test_convnext_dcls",)], ids=["what ships", "random"])
+def page(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The address of the app, started by its one command, with what ships or with random weights."""
     pytest.importorskip("gradio", reason="pip install gradio")
-    for name in ("one", "two"):
-        export(timm.create_model("test_convnext_dcls", num_classes=9).eval(), tmp_path / name)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     env = {**os.environ, "GRADIO_SERVER_PORT": str(port), "GRADIO_ANALYTICS_ENABLED": "False"}
-    command = [
-        sys.executable,
-        str(SPACE / "app.py"),
-        *(f"local-dir:{tmp_path / name}" for name in ("one", "two")),
-    ]
+    command = [sys.executable, str(SPACE / "app.py"), *request.param]
     app = subprocess.Popen(command, env={**env, "PYTHONPATH": str(SPACE.parent.parent)})
-    for _ in range(120):
+    for _ in range(240):
         time.sleep(1)
         assert app.poll() is None, "the app has ended"
         with socket.socket() as probe:
@@ -110,39 +122,55 @@ def page(tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_page_in_a_browser(page: str, image: Image.Image, tmp_path: Path) -> None:
-    """Opt-in; ``DCLS_SCREENSHOT=FILE`` keeps what it looks like."""
+    """Opt-in; ``DCLS_SCREENSHOT=FILE`` keeps what it looks like when it opens."""
     selenium = pytest.importorskip("selenium.webdriver", reason="pip install selenium")
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if not chromium or not shutil.which("chromedriver"):
         pytest.skip("needs chromium and chromedriver")
     options = selenium.ChromeOptions()
     options.binary_location = chromium
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1400,2000"):
+    for argument in (
+        *("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1400,2600"),
+        *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
+        *("--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"),
+    ):
         options.add_argument(argument)
-    service = selenium.ChromeService(shutil.which("chromedriver"))
-    browser = selenium.Chrome(options, service)
+    browser = selenium.Chrome(options, selenium.ChromeService(shutil.which("chromedriver")))
+
+    def wait_for(what: Callable[[], object]) -> None:
+        for _ in range(240):
+            if what():
+                return
+            time.sleep(0.5)
+        raise AssertionError(browser.page_source[:3000])
+
+    def text() -> str:
+        return str(browser.find_element("tag name", "body").text)
+
+    def maps() -> list[str]:
+        found = browser.find_elements("css selector", "img[src*='/file=']")
+        return [str(picture.get_attribute("src")) for picture in found]
+
     try:
         browser.get(page)
-        image.save(tmp_path / "given.png")
-
-        def shown(selector: str, at_least: int) -> list[str]:
-            for _ in range(120):
-                found = browser.find_elements("css selector", selector)
-                if len(found) >= at_least:
-                    return [element.text for element in found]
-                time.sleep(0.5)
-            raise AssertionError(f"{selector}: {len(found)} of {at_least}\n{browser.page_source[:2000]}")
-
-        shown("input[type=file]", 1)
-        assert "Convolutions that learn where to look" in browser.find_element("tag name", "body").text
-        browser.find_element("css selector", "input[type=file]").send_keys(str(tmp_path / "given.png"))
-        shown("[data-testid=label-output-value], .output-class", 2)
-        shown("img[src*='/file=']", 4)
+        wait_for(lambda: text().count("The most probable classes") == 2 and len(maps()) >= 5)
         time.sleep(3)  # for the pictures to be painted
-        browser.save_screenshot(os.environ.get("DCLS_SCREENSHOT", str(tmp_path / "page.png")))
-        assert Image.open(os.environ.get("DCLS_SCREENSHOT", str(tmp_path / "page.png"))).width > 1000
-        text = browser.find_element("tag name", "body").text
-        assert text.count("learned positions") == 2 and "Threshold-Grad-CAM" in text and "Error" not in text
+        shot = os.environ.get("DCLS_SCREENSHOT", str(tmp_path / "page.png"))
+        browser.save_screenshot(shot)
+        assert Image.open(shot).width > 1000
+        opened, before = text(), maps()
+        assert "(learned spacings)" in opened and "(dense)" in opened and opened.count("Weights ") == 2
+        for sentence in ("Where the last stage speaks", "The same without", "Dots: ", "Squares: "):
+            assert sentence in opened
+        image.save(tmp_path / "given.png")
+        browser.find_element(
+            "css selector", "button[aria-label='Clear'], button[aria-label='Remove Image']"
+        ).click()
+        wait_for(lambda: browser.find_elements("css selector", "input[type=file]"))
+        browser.find_element("css selector", "input[type=file]").send_keys(str(tmp_path / "given.png"))
+        wait_for(lambda: len(maps()) >= 5 and not set(maps()) & set(before[-4:]))
+        assert "Error" not in text()
     finally:
         browser.quit()

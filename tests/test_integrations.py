@@ -86,6 +86,19 @@ class TestTransformers:
         assert {name for name in before if name.endswith("positions")} <= moved
         assert [group["name"] for group in optimizer.param_groups] == ["decay", "no_decay", "positions"]
 
+    def test_its_own_optimizer_decays_positions(self, tmp_path: Path) -> None:
+        exported(tmp_path / "exported")
+        model = self.library.AutoModelForImageClassification.from_pretrained(tmp_path / "exported")
+        how = self.library.TrainingArguments(
+            str(tmp_path / "out"), weight_decay=0.05, report_to=[], use_cpu=True
+        )
+        optimizer = self.library.Trainer(model, how).create_optimizer()
+        decayed = {
+            id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]
+        }
+        positions = [p for name, p in model.named_parameters() if name.endswith("positions")]
+        assert positions and all(id(p) in decayed for p in positions)
+
     def test_a_backbone_gives_feature_maps(self) -> None:
         config = self.library.TimmBackboneConfig(
             backbone=NAME, use_pretrained_backbone=False, out_indices=(1, 2, 3)
@@ -132,6 +145,22 @@ def test_openvino_computes_the_same(name: str) -> None:
     torch.testing.assert_close(logits, plain(images).detach(), rtol=1e-4, atol=1e-5)
 
 
+def test_openvino_in_bf16_is_less_exact() -> None:
+    """Some processors get it by default, which ``INFERENCE_PRECISION_HINT`` says."""
+    library = pytest.importorskip("openvino")
+    plain, images = reparameterize_model(timm.create_model(NAME, num_classes=3).eval()), some_images(96)
+    converted = library.convert_model(torch.export.export(plain, (images,)))
+    worst = {}
+    for precision in ("f32", "bf16", None):
+        hint = {"INFERENCE_PRECISION_HINT": precision} if precision else {}
+        compiled = library.compile_model(converted, "CPU", hint)
+        used = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        error = (torch.from_numpy(compiled(images.numpy())[0]) - plain(images).detach()).abs().max().item()
+        worst[precision or f"default, {used}"] = error
+        assert used == precision or precision != "f32"
+        assert (error < 1e-4) == (used == "f32"), worst
+
+
 def test_ultralytics_detects_with_learned_spacings() -> None:
     library = pytest.importorskip("ultralytics")
     detector = library.YOLO("yolo11n.yaml")
@@ -147,6 +176,17 @@ def test_peft_adapts_linear_layers() -> None:
     model(some_images()).sum().backward()
     assert {n for n, p in model.named_parameters() if p.grad is not None and "lora" in n}
     assert all(p.grad is None for n, p in model.named_parameters() if n.endswith("positions"))
+
+
+def test_peft_gives_saved_convolutions_positions_of_their_own() -> None:
+    library = pytest.importorskip("peft")
+    config = library.LoraConfig(target_modules=r".*mlp\.fc[12]", modules_to_save=["conv_dw"])
+    model = library.get_peft_model(timm.create_model(NAME, num_classes=3), config)
+    model(some_images()).sum().backward()
+    positions = {n: p for n, p in model.named_parameters() if n.endswith("positions")}
+    used = {name for name, p in positions.items() if p.grad is not None and p.grad.abs().sum() > 0}
+    blocks = sum(len(stage.blocks) for stage in model.base_model.model.stages)
+    assert len(used) == blocks and all("modules_to_save" in name for name in used)
 
 
 def test_captum_attributes() -> None:

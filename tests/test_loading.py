@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from timm.data import resolve_model_data_config
 
 import dcls_models
 from dcls_models.checkpoint import CheckpointError, check_values, read
 from dcls_models.loading import config_of, load_model, read_run
 
 NAME = "test_convnext_dcls"
+TINY = {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8)}
 
 
 def write_config(folder: Path, text: str) -> str:
@@ -39,6 +41,17 @@ def trained(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("checkpoints") / "last.ckpt"
     torch.save({**checkpoint, "epoch": 2, "global_step": 40}, path)
     return path
+
+
+def test_a_trained_model_is_tested_at_the_size_of_its_training(trained, tmp_path):
+    kept = torch.load(trained, weights_only=False)
+    kept["hyper_parameters"] |= {"name": "convnext_tiny", "model_kwargs": TINY}
+    model = timm.create_model("convnext_tiny", num_classes=3, **TINY)
+    assert model.pretrained_cfg["test_input_size"] == (3, 288, 288)
+    kept["state_dict"] = {f"model.{k}": v for k, v in model.state_dict().items()}
+    torch.save(kept, tmp_path / "dense.ckpt")
+    config = resolve_model_data_config(load_model(checkpoint=tmp_path / "dense.ckpt"), use_test_size=True)
+    assert (config["input_size"], config["crop_pct"]) == ((3, 32, 32), 1.0)
 
 
 def test_a_name_means_a_config(tmp_path):

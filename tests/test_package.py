@@ -44,6 +44,7 @@ MAY_IMPORT = {
         "dcls_models._timm",
     },
     "dcls_models.provenance": set(),
+    "dcls_models.published": set(),
     "dcls_models.images": {"dcls_models.files"},
     "dcls_models.sounds": {"dcls_models.sounds", "dcls_models.files", "dcls_models.folders"},
     "dcls_models.spikes": {
@@ -249,7 +250,11 @@ def shipped_files() -> set[str]:
     commands = {
         f"dcls_models/commands/{p.as_posix()}" for p in files if not {"__pycache__", "space"} & {*p.parts}
     }
-    return {p.relative_to(ROOT).as_posix() for p in LIBRARY.values()} | commands | {"dcls_models/py.typed"}
+    return (
+        {p.relative_to(ROOT).as_posix() for p in LIBRARY.values()}
+        | commands
+        | {"dcls_models/py.typed", "dcls_models/published.csv"}
+    )
 
 
 class TestDistributions:

@@ -13,11 +13,11 @@ import timm
 from dcls_models.files import replaced
 from dcls_models.layers import DclsNd
 from dcls_models.provenance import read_result
+from dcls_models.published import published
 from eval.options import ending
 from eval.section import markdown_table
 from eval.speed.costs import costs
 
-PUBLISHED = Path(__file__).parents[1] / "published.csv"
 MEASURES = {"top1": "top-1", "map": "mAP"}  # of published.csv, in percent
 COLUMNS = (  # of the CSV; those of timm's results and benchmarks first
     *("model", "img_size", "top1", "crop_pct", "interpolation", "param_count", "infer_gmacs", "infer_macts"),
@@ -119,8 +119,7 @@ def _speed(name: str, results: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _reported() -> dict[str, dict[str, str]]:
     """By model, what its authors have published of it, and where."""
-    with PUBLISHED.open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["measure"] in MEASURES]
+    rows = [row for row in published() if row["measure"] in MEASURES]
     return {row["model"]: {row["measure"]: row["value"], "source": row["source"]} for row in rows}
 
 

@@ -1,5 +1,7 @@
 """What a model says of an image, where it looks, and what its kernels have learned."""
 
+from typing import Any
+
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -73,20 +75,33 @@ def overlay(image: Image.Image, heat: torch.Tensor) -> Image.Image:
     return Image.blend(image.convert("RGB").resize(size), mask, 0.5)
 
 
-def layers_of(model: nn.Module) -> dict[str, DclsNd]:
-    """The layers with learned positions, by name."""
-    return {name: m for name, m in model.named_modules() if isinstance(m, DclsNd)}
+def layers_of(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers with learned positions, by name; of others, depthwise or else 3 x 3 ones."""
+    named = dict(model.named_modules())
+    learned = {name: layer for name, layer in named.items() if isinstance(layer, DclsNd)}
+    convs = {name: conv for name, conv in named.items() if isinstance(conv, nn.Conv2d)}
+    depthwise = {name: conv for name, conv in convs.items() if conv.groups > 1}
+    return learned or depthwise or {name: c for name, c in convs.items() if c.kernel_size == (3, 3)}
 
 
-def draw_positions(layer: DclsNd) -> Figure:
-    """All elements of a layer: where they sit (pixels from the centre), coloured by their weight."""
-    positions, weights = layer.positions.detach().flatten(1), layer.weight.detach().flatten()
+def draw_layer(layer: Any) -> Figure:
+    """The kernels of a layer, in pixels from their centre.
+
+    All elements where they sit, coloured by their weight; of a dense layer the mean of the absolute weights.
+    """
     figure = Figure(figsize=(4, 4), layout="constrained")
     axis = figure.subplots()
-    limit = weights.abs().quantile(0.99).item()
-    colours = {"c": weights, "cmap": "coolwarm", "vmin": -limit, "vmax": limit}
-    axis.scatter(positions[1], positions[0], s=4, alpha=0.5, **colours)
-    height, width = layer.dilated_kernel_size
-    axis.set(xlim=(-width / 2, width / 2), ylim=(height / 2, -height / 2), aspect="equal")
-    axis.set(xlabel="pixels", ylabel="pixels", title=f"{len(weights):,} elements, {height} x {width}")
+    height, width = layer.kernel_size
+    extent = (-width / 2, width / 2, height / 2, -height / 2)
+    if isinstance(layer, DclsNd):
+        positions, weights = layer.positions.detach().flatten(1), layer.weight.detach().flatten()
+        limit = weights.abs().quantile(0.99).item()
+        colours = {"c": weights, "cmap": "coolwarm", "vmin": -limit, "vmax": limit}
+        axis.scatter(positions[1], positions[0], s=4, alpha=0.5, **colours)
+        title = f"{len(weights):,} elements, {height} x {width}"
+    else:
+        axis.imshow(layer.weight.detach().abs().mean((0, 1)).numpy(), extent=extent, cmap="Greys")
+        title = f"{layer.weight.numel():,} weights, {height} x {width}"
+    axis.set(xlim=extent[:2], ylim=extent[2:], aspect="equal")
+    axis.set(xlabel="pixels", ylabel="pixels", title=title)
     return figure
