@@ -1,5 +1,7 @@
 """What the study compares with: mixers of other libraries, and ConvNeXts that have them."""
 
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -7,6 +9,7 @@ from timm.utils.model import reparameterize_model
 from torch import nn
 
 from dcls_models import deploy
+from dcls_models.provenance import read_result
 from eval.speed.costs import costs
 from train.study.peers import MIXERS, Deformable, markdown
 
@@ -74,15 +77,10 @@ def test_what_they_cost() -> None:
     assert counted["_deformable"].macs == plain.macs + added * values
 
 
-def test_the_table_compares_with_the_first_model() -> None:
-    modes = ("train", "inference", "deployed")
-    rows = [
-        {"model": model, "mode": mode, "ms": {"median": 100.0 * factor}, "peak_bytes": factor * 2**20}
-        for model, factor in (("a", 1), ("b", 3))
-        for mode in modes
-    ]
-    size = {"parameters": 28_600_000, "macs": 4_460_000_000}
-    table = markdown({"rows": rows, "costs": {"a": size, "b": size}}).splitlines()
-    assert len({line.count("|") for line in table}) == 1
-    step, peak = "300 ms, 3.00x", "3 MiB, 3.00x"
-    assert table[-1] == f"| `b` | 28.6 | 4.46 | {step} | {step} | {step} | {peak} | {peak} |"
+def test_the_page_says_what_was_measured() -> None:
+    docs = Path(__file__).parent.parent / "docs"
+    result = read_result(docs / "peers.json")
+    page = (docs / "peers.md").read_text(encoding="utf-8")
+    assert markdown(result) in page
+    assert result["command"] in page.replace("\\\n    ", "")
+    assert result["date"] in page and f"torch {result['versions']['torch'].partition('+')[0]}" in page

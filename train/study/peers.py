@@ -2,7 +2,7 @@
 
 Importing this registers ``convnext_tiny_deformable``, ``convnext_tiny_31x31`` and
 ``convnext_tiny_31x31_reparam`` with timm, and tells torch's counter of operations what a deformable
-convolution takes. ``python -m train.study.peers RESULT`` prints a table of a throughput's result.
+convolution takes. ``python -m train.study.peers RESULT`` prints the table of docs/peers.md.
 """
 
 import sys
@@ -111,7 +111,7 @@ if torch.ops.torchvision.deform_conv2d not in flop_registry:
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """A result of speed, memory and size as a table.
+    """The table of docs/peers.md: times of the first model's median, quartiles, sizes and memory.
 
     Args:
         result: Of ``eval throughput`` with all its modes, on a CPU; the first model is compared with.
@@ -127,8 +127,8 @@ def markdown(result: Mapping[str, Any]) -> str:
         costs = result["costs"][name]
         cells = [f"`{name}`", f"{costs['parameters'] / 1e6:.1f}", f"{costs['macs'] / 1e9:.2f}"]
         for mode in ("train", "inference", "deployed"):
-            ms, first = (timed[n, mode]["ms"]["median"] for n in (name, names[0]))
-            cells.append(f"{ms:,.0f} ms, {ms / first:.2f}x")
+            ms, first = (timed[n, mode]["ms"] for n in (name, names[0]))
+            cells.append(f"{ms['median'] / first['median']:.2f}x, {ms['low']:,.0f} to {ms['high']:,.0f} ms")
         for mode in ("train", "inference"):
             peak, first = (timed[n, mode]["peak_bytes"] for n in (name, names[0]))
             cells.append(f"{peak / 2**20:,.0f} MiB, {peak / first:.2f}x")
