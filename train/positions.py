@@ -169,14 +169,14 @@ def _draw(stages: list[Stage], kernels: int) -> tuple[Figure, list[Callable[[int
             channel = furthest[column]
             movers.append(_draw_paths(axis, stage.paths[:, :, channel, 0], stage.size))
             axis.set_title(
-                f"{stage.title}, kernel {channel + 1}\nmoved {distances[channel]:.1f} px", fontsize=9
+                f"{stage.title}, kernel {channel + 1}\nmoved {distances[channel]:.2f} px", fontsize=9
             )
         line[0].set_ylabel("pixels from the centre", fontsize=8)
     for axis in axes[-1]:
         axis.set_xlabel("pixels from the centre", fontsize=8)
     mean = torch.cat([moved(stage.paths) for stage in stages]).mean()
     figure.suptitle(
-        f"The kernels that training changed most (mean way of the elements of all: {mean:.1f} px)"
+        f"The kernels that training changed most (of all, elements moved {mean:.2f} px on average)"
     )
     figure.supxlabel(CAPTION, fontsize=8.5)
     return figure, movers

@@ -21,7 +21,7 @@ from eval.section import Section
 COLUMNS = 8  # kernels on the picture, per stage
 COLOURS = (
     "Red: positive weights, blue: negative, white: none{dots}. The averages on the right are yellow where\n"
-    "there is much, dark where there is nothing. See how far from the middle there is colour: so far it sees."
+    "there is much, dark where nothing is. See how far from the middle there is colour: so far a kernel sees."
 )
 SECTION = Section(
     "Kernels",
