@@ -70,9 +70,9 @@ def dclsify(
             has its own.
         init: ``"random"``, the authors' (nothing of the old weights is kept), or ``"dense"``: the elements
             are fitted to the kernels that they replace, and what is lost is logged (see ``warm_start``).
-        positions: Where the elements start, for ``init="random"``: ``"authors"``, the default, all within two
-            pixels of the centre, or ``"spread"``, uniform over the whole kernel (see
-            ``layers.positions.start_positions``). With ``init="dense"`` the fit decides.
+        positions: Where the elements start, for ``init="random"``: ``"spread"``, the default, all over the
+            kernel, which learns sooner (docs/study.md), or ``"authors"``, all within two pixels of the
+            centre (see ``layers.positions.start_positions``). With ``init="dense"`` the fit decides.
         jitter: As in ``warm_start``, for ``init="dense"``.
         example_input: As in ``warm_start``, for ``init="dense"``.
 
@@ -236,7 +236,7 @@ def _replacement(
     nn.init.normal_(layer.weight, std=0.02)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
-    start_positions(layer, "authors" if positions is None else positions)
+    start_positions(layer, "spread" if positions is None else positions)
     return layer.train(conv.training)
 
 

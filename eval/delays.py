@@ -124,11 +124,14 @@ def median_time(call: Callable[[], object], runs: int = 15) -> float:
 def draw(layers: list[dict[str, Any]]) -> Figure:
     """Draws how many synapses have which delay, per layer."""
     figure, axes = plt.subplots(
-        1, len(layers), figsize=(4 * len(layers), 3), squeeze=False, layout="constrained"
+        1, len(layers), figsize=(4 * len(layers), 3.4), squeeze=False, layout="constrained"
     )
     for i, (axis, layer) in enumerate(zip(axes[0], layers, strict=True)):
         axis.bar(range(len(layer["counts"])), layer["counts"], width=1.0)
-        axis.set(xlabel="delay (frames)", ylabel="synapses", title=f"layer {i + 1}")
+        place = "to the readout" if i == len(layers) - 1 else f"to hidden layer {i + 1}"
+        axis.set(xlabel="delay (frames)", ylabel="synapses", title=f"{place}: {layer['mean']:.1f} on average")
+        axis.title.set_fontsize(10)
+    figure.suptitle("Delays of the synapses: a flat profile is what they start with", fontsize=11)
     return figure
 
 

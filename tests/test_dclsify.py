@@ -439,7 +439,7 @@ class TestWhatIsKept:
         assert [m.training for m in model] == [False, True]
 
     def test_starts_as_the_authors_do(self) -> None:
-        model = dclsify(nn.Conv2d(64, 64, 3, groups=64), kernel_count=34, dilated_kernel_size=17)
+        model = dclsify(nn.Conv2d(64, 64, 3, groups=64), kernel_count=34, positions="authors")
         assert model.weight.std().item() == pytest.approx(0.02, rel=0.1)
         assert not model.bias.any()
         assert model.positions.std().item() == pytest.approx(0.5, rel=0.1)
@@ -465,14 +465,14 @@ class TestWhereElementsStart:
         layer.reset_parameters()
         assert layer.positions[0].std().item() == pytest.approx(0.5, rel=0.1)
 
-    def test_by_default_as_the_authors(self) -> None:
+    def test_spread_by_default(self) -> None:
         def positions(seed: int, **kwargs: str) -> torch.Tensor:
             torch.manual_seed(seed)
             return dclsify(nn.Conv2d(8, 8, 3, groups=8), kernel_count=5, **kwargs).positions
 
-        assert torch.equal(positions(0), positions(0, positions="authors"))
-        assert torch.equal(positions(0, positions="spread"), positions(0, positions="spread"))
-        assert not torch.equal(positions(0, positions="spread"), positions(1, positions="spread"))
+        assert torch.equal(positions(0), positions(0, positions="spread"))
+        assert not torch.equal(positions(0), positions(0, positions="authors"))
+        assert not torch.equal(positions(0), positions(1))
 
     def test_one_set_for_layers_that_share(self) -> None:
         stage = nn.Sequential(*(nn.Conv2d(4, 4, 3, padding=1, groups=4) for _ in range(3)))

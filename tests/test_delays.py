@@ -160,6 +160,17 @@ class TestDelays:
         with pytest.raises(ValueError, match="tail must be a number of frames, 0 or more, got -1"):
             Delays(4, 3, 6, tail=-1)
 
+    @pytest.mark.parametrize("training", [True, False])
+    def test_other_shapes_are_refused(self, training):
+        layer = Delays(4, 3, 6).train(training)
+        for runs in (layer, layer.fuse()):
+            for shape in ((2, 5, 9), (80, 3, 9), (4, 9)):
+                with pytest.raises(ValueError, match=r"spikes must be \(batch, 4, time\), got \("):
+                    runs(torch.zeros(shape))
+            for shape in ((2, 3), (2, 4, 1), (4,)):
+                with pytest.raises(ValueError, match=r"spikes must be \(batch, 4\), got \("):
+                    runs.step(torch.zeros(shape))
+
 
 class TestFft:
     @pytest.mark.parametrize("tail", [0, 3, 6, 20])

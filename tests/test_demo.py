@@ -19,6 +19,7 @@ from hub.cli import main as hub_main
 from train.command import main as train_main
 from train.data import Images
 from train.digits import write_digits
+from train.report import Report
 
 CONFIG = ["fit", "--config", "configs/digits.yaml"]
 FEW_STEPS = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "5"]
@@ -65,10 +66,23 @@ def test_training_leaves_checkpoint_config_log_and_picture(run):
 def test_training_moves_the_positions(digits, tmp_path):
     positions = []
     for scale in ("5", "0"):  # with the factor 0 they stay where the seed has put them
-        fit(digits, tmp_path / scale, *FEW_STEPS, "--model.positions_lr_scale", scale)
+        options = ["--model.positions_lr_scale", scale, "--positions.animate_every", "2"]
+        fit(digits, tmp_path / scale, *FEW_STEPS, *options)
         trained = load_model(checkpoint=tmp_path / scale / "checkpoints" / "last.ckpt")
         positions.append(trained.stages[0].positions)
     assert (positions[0] - positions[1]).abs().mean() > 1e-4
+    with Image.open(tmp_path / "5" / "positions.gif") as film:
+        assert film.n_frames == 4, "the start, after 2 updates, after 4, and after all 5"
+    assert not list((tmp_path / "5").glob("*positions*.part*"))
+
+
+def test_pictures_of_predictions_show_all_classes():
+    report, labels = Report(), torch.arange(10).repeat_interleave(36)
+    for batches in (6, 6, float("inf")):  # shards do not know how many
+        for at, batch in enumerate(labels.split(64)):
+            report.keep(at, batches, torch.zeros(len(batch), 3, 2, 2), batch, torch.zeros(len(batch), 10))
+        assert [len(part) for part in report.seen] == [16, 16, 16]
+        assert len(report.seen[1].unique()) >= (9 if batches == 6 else 2)
 
 
 def test_export_gives_the_checkpoint_back(run):

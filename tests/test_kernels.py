@@ -11,6 +11,7 @@ from PIL import Image
 from torch import nn
 
 from dcls_models.layers import Dcls2d
+from dcls_models.layers.positions import stage_title
 from eval.cli import main
 from eval.interpretability.kernels import elements, magnitude, stages_of, statistics
 from hub.export import export
@@ -65,6 +66,18 @@ def test_every_family_has_its_stages(name: str) -> None:
     for title, layers in stages.items():
         holder = model.get_submodule(title)
         assert elements(layers)[0].shape == holder.positions.flatten(1).shape, "shared positions count once"
+
+
+def test_pictures_count_stages_from_one() -> None:
+    names = ["stages.0", "stages_0", "layer1", "encoder.stages.3", "blocks", ""]
+    assert [stage_title(n) for n in names] == [
+        "stage 1",
+        "stage 1",
+        "stage 1",
+        "stage 4",
+        "blocks",
+        "kernels",
+    ]
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from torch import nn
 
 from dcls_models import deploy
 from eval.speed.costs import costs
-from train.study.peers import MIXERS, Deformable
+from train.study.peers import MIXERS, Deformable, markdown
 
 
 @pytest.mark.parametrize("side", [12, 16])
@@ -72,3 +72,17 @@ def test_what_they_cost() -> None:
     added = 9 - 49 + 18 * 9  # per channel: nine taps for 49, and the convolution that says where they are
     assert counted["_deformable"].parameters == plain.parameters + added * channels + 18 * 18
     assert counted["_deformable"].macs == plain.macs + added * values
+
+
+def test_the_table_compares_with_the_first_model() -> None:
+    modes = ("train", "inference", "deployed")
+    rows = [
+        {"model": model, "mode": mode, "ms": {"median": 100.0 * factor}, "peak_bytes": factor * 2**20}
+        for model, factor in (("a", 1), ("b", 3))
+        for mode in modes
+    ]
+    size = {"parameters": 28_600_000, "macs": 4_460_000_000}
+    table = markdown({"rows": rows, "costs": {"a": size, "b": size}}).splitlines()
+    assert len({line.count("|") for line in table}) == 1
+    step, peak = "300 ms, 3.00x", "3 MiB, 3.00x"
+    assert table[-1] == f"| `b` | 28.6 | 4.46 | {step} | {step} | {step} | {peak} | {peak} |"

@@ -14,6 +14,18 @@ from eval import cli as command_line
 from eval.section import markdown_table
 from eval.speed import engines, layer_times, peers, throughput, timing
 
+MINE = """
+from timm.models import generate_default_cfgs, register_model
+from timm.models.convnext import test_convnext
+
+default_cfgs = generate_default_cfgs({"mine_for_a_test": {"input_size": (3, 32, 32)}})
+
+
+@register_model
+def mine_for_a_test(pretrained=False, **kwargs):
+    return test_convnext(**kwargs)
+"""
+
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
@@ -98,9 +110,38 @@ class TestThroughput:
             assert row["speed"] == pytest.approx(first["ms"]["median"] / row["ms"]["median"], rel=1e-3)
             assert row["images_per_second"] == pytest.approx(2000 / row["ms"]["median"], rel=1e-2)
             assert row["layout"] in throughput.LAYOUTS and row["ms"]["runs"] == 3
+        peak = {mode: [r["peak_bytes"] for r in result["rows"] if r["mode"] == mode] for mode in modes}
+        assert all(t > 2 * i for t, i in zip(peak["train"], peak["inference"], strict=True))
+        plain, ours, theirs = (result["costs"][name] for name in self.NAMES)
+        assert plain["parameters"] < ours["deployed_parameters"]
+        assert plain["macs"] < ours["macs"] == theirs["macs"]
         table = capsys.readouterr().out
         assert table.count("authors:test_convnext_dcls") == len(modes)
         assert min(Image.open(picture).size) > 100
+
+    def test_models_of_ones_own(self, tmp_path, monkeypatch, capsys):
+        (tmp_path / "mine_for_a_test.py").write_text(MINE)
+        (tmp_path / "broken_for_a_test.py").write_text("raise KeyError('x')")
+        monkeypatch.syspath_prepend(tmp_path)
+        options = ["--modes", "inference", "--rounds", 1, "--img-size", 32, "--batch-size", 1]
+        run("throughput", "--import", "mine_for_a_test", "--models", "mine_for_a_test", *options)
+        assert "| mine_for_a_test | inference |" in capsys.readouterr().out
+        for name, why in {
+            "nowhere.at_all": "No module named 'nowhere'",
+            "broken_for_a_test": "KeyError",
+        }.items():
+            with pytest.raises(ValueError, match=f"--import {name}: it cannot be imported .*{why}.*; give"):
+                run("throughput", "--import", name, "--models", "test_convnext")
+
+    def test_memory_of_a_training_step(self):
+        """Of one convolution and two losses' worth of nothing else: its output, and two gradients."""
+        model = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 1, bias=False), torch.nn.Flatten())
+        images = torch.randn(2, 1, 64, 64)
+        output = 4 * 2 * 8 * 64 * 64
+        inference = timing.peak_memory(throughput._step(model, images, "inference", torch.float32))
+        assert output <= inference < 1.1 * output
+        training = timing.peak_memory(throughput._step(model, images, "train", torch.float32))
+        assert 2 * output <= training < 5 * output
 
     @pytest.mark.slow
     def test_compiled_models_side_by_side(self, tmp_path):

@@ -139,6 +139,37 @@ class TestFiles:
         with pytest.raises(ValueError, match="none of 10 recordings can be read"):
             [recordings[i] for i in range(12)]
 
+    def test_silence_is_skipped(self, tmp_path):
+        np.savez(tmp_path / "val.npz", spikes=np.zeros((1, 4, 10), dtype=bool), labels=[0])
+        (tmp_path / "train" / "a").mkdir(parents=True)
+        write_wav(tmp_path / "train" / "a" / "0.wav", torch.zeros(8000), 16000)
+        write_wav(tmp_path / "train" / "a" / "1.wav", torch.ones(50), 16000)
+        with pytest.raises(ValueError, match="it has no spikes"):
+            open_recordings(tmp_path, "val").read(0)
+        for number, message in enumerate(("it has no spikes: is it silent", "it has 0 frames")):
+            with pytest.raises(ValueError, match=message):
+                open_recordings(tmp_path, "train").read(number)
+
+    def test_arrays_of_other_types(self, tmp_path):
+        for kind in (">i4", np.float16, bool, np.uint64):
+            np.savez(tmp_path / "train.npz", spikes=np.ones((1, 4, 10), dtype=kind), labels=[0])
+            assert padded([Recordings(open_recordings(tmp_path, "train"))[0]])[0].sum() == 40
+        np.savez(tmp_path / "train.npz", spikes=np.full((1, 4, 10), "x"), labels=[0])
+        with pytest.raises(ValueError, match=r"train.npz must have counts of spikes, it has <U1"):
+            open_recordings(tmp_path, "train")
+
+    def test_long_arrays_are_refused(self, tmp_path):
+        np.savez(tmp_path / "train.npz", spikes=np.ones((1, 2, 101)), labels=[0])
+        with pytest.raises(ValueError, match=r"recordings of 101 frames, more than data.longest 100"):
+            open_recordings(tmp_path, "train", SMALL)
+
+    def test_files_without_recordings_are_named(self, tmp_path):
+        np.savez(tmp_path / "train.npz", spikes=np.zeros((0, 4, 10)), labels=np.zeros(0, dtype=int))
+        write_events(tmp_path / "val.h5", [], np.zeros(0, dtype=int))
+        for split in ("train", "val"):
+            with pytest.raises(ValueError, match=f"there is no recording in .*{split}"):
+                Recordings(open_recordings(tmp_path, split))
+
     @pytest.mark.parametrize("value", [np.nan, -1.0, np.inf])
     def test_a_bad_count_is_named(self, tmp_path, value):
         spikes = np.zeros((1, 4, 10), dtype=np.float32)
@@ -153,6 +184,8 @@ class TestFiles:
             ([0, 2], "label 2, expected whole numbers from 0 to 1"),
             ([-1, 0], "label -1"),
             ([0.5, 1], "label 0.5"),
+            (["a", "b"], "label a, expected whole numbers"),
+            ([[0], [1]], "must have spikes"),
         ],
     )
     def test_labels_are_checked(self, tmp_path, labels, message):

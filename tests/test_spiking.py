@@ -127,6 +127,19 @@ class TestAuthorsNetwork:
         with pytest.raises(RuntimeError, match="Unexpected key"):
             ours.load_state_dict(theirs.state_dict() | {"model.12.weight": torch.zeros(5, 12, 1)})
 
+    def test_their_network_without_delays_loads(self):
+        sizes, state, expected = [4, 6, 3], {}, DelayNet([4, 6, 3], delays="none").state_dict()
+        for layer, (inputs, outputs) in enumerate(pairwise(sizes)):
+            state[f"model.{4 * layer}.weight"] = torch.randn(outputs, inputs)
+        for key in [k for k in expected if k.startswith("norms")]:
+            state[key.replace("norms.0", "model.1")] = torch.rand(expected[key].shape)
+        net, input = DelayNet(sizes, tau=1.5, delays="none"), spikes(2, 4, 9)
+        net.load_state_dict(state)
+        norm = net.eval().norms[0]
+        assert torch.equal(norm.running_var, state["model.1.running_var"])
+        hidden = lif(norm(state["model.0.weight"] @ input), 1.5)
+        torch.testing.assert_close(net(input), leaky(state["model.4.weight"] @ hidden, 1.5))
+
     def test_training_steps(self, neuron=None, steps=6):
         theirs, ours = pair(torch.float64, neuron)
         adams, adam = theirs.adams(), one_adam(ours)
@@ -187,6 +200,27 @@ class TestDelayNet:
                     membranes, state = runs.step(frame, state)
                     frames.append(membranes)
                 torch.testing.assert_close(torch.stack(frames, -1), expected, rtol=1e-5, atol=1e-5)
+
+    def test_frames_are_the_sequence_with_the_authors_padding(self):
+        net, input = DelayNet([6, 8, 8, 4], 6, 1.5), spikes(3, 6, 40)
+        net(input)
+        net.eval()
+        whole, state = net(input), None
+        for time, frame in enumerate(F.pad(input, (0, 3)).unbind(-1)):
+            membranes, state = net.step(frame, state)
+            torch.testing.assert_close(membranes, whole[..., time], rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize("kind", ["learned", "none"])
+    def test_other_channels_are_refused(self, kind):
+        net = DelayNet([6, 8, 4], 6, delays=kind).eval()
+        with pytest.raises(ValueError, match=r"spikes must be \(batch, 6, time\), got \(2, 5, 9\)"):
+            net(torch.zeros(2, 5, 9))
+        with pytest.raises(ValueError, match=r"spikes must be \(batch, 6\), got \(2, 7\)"):
+            net.step(torch.zeros(2, 7))
+
+    def test_a_fused_network_is_not_saved(self, tmp_path):
+        with pytest.raises(ValueError, match=r"save\(\) before fuse\(\)"):
+            DelayNet([6, 8, 4], 6).fuse().save(tmp_path)
 
     def test_step_is_for_inference(self):
         with pytest.raises(RuntimeError, match=r"call eval\(\) first"):

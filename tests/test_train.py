@@ -2,7 +2,6 @@
 
 import copy
 import csv
-import json
 import logging
 import re
 import shutil
@@ -48,10 +47,6 @@ from train.module import Classifier
 from train.optimizer import build_optimizer
 from train.run_folder import put_aside
 from train.samplers import Keyed
-from train.study.contours import contours
-from train.study.models import VARIANTS, equal_parameters, parameters
-from train.study.study import main as study
-from train.study.tasks import baselines
 
 SMALL = {"depths": [1, 1, 1, 1], "dims": [8, 8, 8, 16], "patch_size": 2, "kernel_count": 5}
 SHORT = ["--trainer.max_epochs", "1", "--trainer.limit_val_batches", "1"]
@@ -698,56 +693,6 @@ def test_fast_dev_run_leaves_an_earlier_run_as_it_is(images, tmp_path, caplog):
     fit(images, tmp_path, *SHORT, "--trainer.fast_dev_run", "true")
     assert "an earlier run" not in caplog.text
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()} == before
-
-
-class TestContours:
-    def test_they_depend_on_their_seed_only(self):
-        (images, labels), (again, _), (other, _) = (contours(64, seed=seed) for seed in (5, 5, 6))
-        assert images.shape == (64, 3, 32, 32)
-        assert 0 <= images.min() < images.max() <= 1
-        assert labels.sum() == 32
-        assert torch.equal(images, again) and not torch.equal(images, other)
-
-    def test_there_is_no_shortcut(self):
-        found = baselines(32)
-        for simple in ("linear", "dots", "amount of ink"):
-            assert found[simple] == pytest.approx(50, abs=3), simple
-
-    def test_dots_and_ink_are_those_of_the_other_class(self):
-        images, labels = contours(20000)
-        marked = (images[:, 0] - images[:, 1]).sum(2)
-        row = torch.linspace(-1, 1, 32)
-        apart = (marked * row**2).sum(1) - (marked * row).sum(1) ** 2
-        for seen in (marked.sum(1), apart, images[:, 1].sum((1, 2))):
-            here, there = seen[labels == 1], seen[labels == 0]
-            assert here.mean().item() == pytest.approx(there.mean().item(), rel=0.03)
-            assert here.std().item() == pytest.approx(there.std().item(), rel=0.05)
-
-
-def test_the_variants_of_the_study_have_equally_many_parameters():
-    counts = {label: parameters(kwargs) for label, kwargs in equal_parameters(32, 4).items()}
-    assert counts.keys() == VARIANTS.keys()
-    assert max(counts.values()) < 1.02 * min(counts.values())
-
-
-@pytest.mark.slow
-def test_the_study_measures_every_variant(tmp_path, capsys):
-    tiny = ["--side", "16", "--images", "256", "--digits_epochs", "1", "--workers", "2"]
-    study(["--out", str(tmp_path), "--seeds", "2", *tiny])
-    said = capsys.readouterr().out
-    written = json.loads((tmp_path / "study.json").read_text())
-    assert written["results"].keys() == VARIANTS.keys()
-    wanted = written["results"]["standard 7x7"]["parameters"]
-    for label, found in written["results"].items():
-        assert found["parameters"] == pytest.approx(wanted, rel=0.02)
-        for task in ("contours", "digits"):
-            assert len(found[task]["top1"]) == 2
-            assert found[task]["mean"] == pytest.approx(sum(found[task]["top1"]) / 2, abs=1e-3)
-        assert (
-            f"{label:14} {found['parameters']:7,} parameters  contours {found['contours']['mean']:.2f}"
-            in said
-        )
-    assert Image.open(tmp_path / "study.png").width > 300
 
 
 def test_a_foreign_model_whose_training_would_overrun_memory_is_made_safe():

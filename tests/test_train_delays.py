@@ -14,7 +14,9 @@ from tests.test_spikes import write_events, write_wav
 from tests.training import callback, last, same
 from train.delays import study
 from train.delays.command import main
+from train.delays.data import SpikeData
 from train.delays.module import SpikingClassifier, half_cosine, one_cycle
+from train.delays.report import draw_raster
 from train.launch import run
 from train.signals import Stopped
 
@@ -68,6 +70,17 @@ def test_what_a_run_leaves(whole):
     assert all(torch.equal(value, saved[f"model.{key}"]) for key, value in net.state_dict().items())
 
 
+def test_the_raster_says_what_was_said_and_what_was_answered():
+    net = DelayNet([6, 8, 3], 6).eval()
+    with torch.no_grad():
+        net.synapses[1].conv.weight.zero_()  # all classes alike: the first one is the answer
+    figure = draw_raster(net, torch.ones(6, 20), 2, ["no", "$a_b$", "yes"])
+    title = figure.get_suptitle()
+    assert title.startswith('"yes", and the network answers "no" (wrong, score 33%)')
+    assert [t.get_text() for t in figure.axes[-1].get_legend().get_texts()] == ["right: yes", "answered: no"]
+    assert all(axis.get_ylabel() for axis in figure.axes) and figure.axes[-1].get_xlabel() == "time (frames)"
+
+
 def test_sigma_is_a_function_of_the_epoch(whole):
     assert narrowed(1, 2, 3.0) == pytest.approx(0.23)
     assert last(whole)["state_dict"]["model.synapses.0.conv.sigma"].unique().tolist() == pytest.approx([0.23])
@@ -110,13 +123,42 @@ def test_frozen_positions_stay_while_they_narrow(arrays, tmp_path):
     assert not (tmp_path / "delays.png").exists()
 
 
-@pytest.mark.parametrize("recipe", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
-def test_recipe_starts(recipe, tmp_path):
+def write_heidelberg(root, name, *splits):
+    """Files as SHD's and SSC's: 20 words, all with a pause of 0.2 s."""
+    times = np.concatenate((np.linspace(0, 0.3, 30), np.linspace(0.5, 0.8, 30)))
+    recordings = [(times, np.arange(60) * 10)] * 20
+    for split in splits:
+        write_events(root / f"{name}_{split}.h5", recordings, np.array([0, 1] * 10, np.uint16), ["a", "b"])
+
+
+@pytest.mark.parametrize(("binning", "frames"), [("grid", 80), ("events", 60)])
+def test_heidelberg_sets_are_split_and_binned(tmp_path, caplog, binning, frames):
+    write_heidelberg(tmp_path, "shd", "train", "test")
+    data = SpikeData(str(tmp_path), binning=binning)
+    assert [len(data.train_set), len(data.val_set), len(data.test_set)] == [18, 2, 20]
+    counts = data.train_set[0][0]
+    assert len(counts) == 140 and counts.sum() == 60 and counts.shape[1] == pytest.approx(frames, abs=2)
+    assert "on the test set" not in caplog.text
+    data = SpikeData(str(tmp_path), val="test", binning=binning)
+    assert len(data.train_set) == 20 and data.val_set is data.test_set
+    assert "validating on the test set, as the authors" in caplog.text
+    write_heidelberg(tmp_path, "ssc", "valid")
+    data = SpikeData(str(tmp_path), binning=binning)
+    assert len(data.train_set) == len(data.val_set) == 20
+    assert data.val_set.source.path.name == "ssc_valid.h5"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "more"),
+    [
+        *(pytest.param(path, [], id=path.stem) for path in sorted(CONFIGS.glob("*.yaml"))),
+        (CONFIGS / "shd.yaml", ["--data.binning", "events", "--data.val", "test"]),
+    ],
+)
+def test_recipe_starts(recipe, more, tmp_path):
     """Its own file, the form of its data, small layers."""
     if recipe.stem in ("shd", "ssc"):
-        recordings = [(np.linspace(0, 0.5, 60), np.arange(60) * 10)] * 20
-        for split in ("train", "test"):
-            write_events(tmp_path / f"{recipe.stem}_{split}.h5", recordings, [0, 1] * 10)
+        write_heidelberg(tmp_path, recipe.stem, "train", "test", *["valid"] * (recipe.stem == "ssc"))
     elif recipe.stem == "gsc":
         for name in ("no", "yes"):
             (tmp_path / name).mkdir()
@@ -129,7 +171,7 @@ def test_recipe_starts(recipe, tmp_path):
     small = ["--model.hidden", "[8]", "--data.batch_size", "4", "--data.num_workers", "0", *QUIET]
     short = ["--trainer.max_steps", "2", "--trainer.limit_val_batches", "1", "--report.pictures", "false"]
     where = ["--data.root", str(tmp_path), "--trainer.default_root_dir", str(tmp_path / "run")]
-    main(["fit", "--config", str(recipe), *small, *short, *where])
+    main(["fit", "--config", str(recipe), *small, *short, *where, *more])
     assert last(tmp_path / "run")["global_step"] == 2
     model = yaml.safe_load(recipe.read_text())["model"]
     assert last(tmp_path / "run")["hyper_parameters"]["tau"] == model["tau"]
@@ -166,6 +208,21 @@ class TestErrors:
         np.savez(tmp_path / "val.npz", spikes=np.zeros((2, 5, 9), dtype=np.uint8), labels=[0, 1])
         where = ["--data.root", str(tmp_path), "--trainer.default_root_dir", str(tmp_path)]
         assert "has 5 channels, the training set 6" in self.said(capsys, "fit", *TINY, *where)
+
+    def test_labels_that_the_training_does_not_know(self, tmp_path, capsys):
+        write_arrays(tmp_path)
+        for split in ("train", "test"):
+            with np.load(tmp_path / f"{split}.npz") as data:
+                labels = data["labels"] + (split == "test")
+                np.savez(tmp_path / f"{split}.npz", spikes=data["spikes"], labels=labels)
+        where = ["--data.root", str(tmp_path), "--trainer.default_root_dir", str(tmp_path)]
+        error = self.said(capsys, "fit", *TINY, *where)
+        assert "test.npz [2] has label 3, but the labels of the training set end at 2" in error
+
+    def test_one_class(self, tmp_path):
+        np.savez(tmp_path / "train.npz", spikes=np.ones((9, 5, 9)), labels=np.zeros(9, dtype=int))
+        with pytest.raises(ValueError, match=r"train.npz \[0\] and all others are of one class"):
+            SpikeData(str(tmp_path))
 
     def test_another_models_checkpoint(self, whole, arrays, tmp_path, capsys):
         where = [

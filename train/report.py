@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -43,7 +44,7 @@ class Report(pl.Callback):
     def __init__(self, pictures: bool = True) -> None:
         self.pictures = pictures
         self.confusion: MulticlassConfusionMatrix | None = None
-        self.seen: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+        self.seen: tuple[torch.Tensor, ...] | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Drops the rows of the epochs that are to come: of an earlier run, or after the checkpoint."""
@@ -65,12 +66,23 @@ class Report(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Counts, and keeps some images of the first batch."""
+        """Counts, and keeps images of the whole validation: folders are in the order of classes."""
         images, labels = batch
         if self.confusion is not None:
             self.confusion.update(outputs.argmax(1), labels)
-        if batch_idx == 0 and trainer.is_global_zero:
-            self.seen = images[:DRAWN].cpu(), labels[:DRAWN].cpu(), outputs[:DRAWN].float().softmax(1).cpu()
+        if trainer.is_global_zero:
+            batches = trainer.num_val_batches[0]
+            self.keep(batch_idx, batches, images, labels, outputs)
+
+    def keep(self, at: int, batches: float, *batch: torch.Tensor) -> None:
+        """Keeps images, labels and logits, evenly spread over ``batches`` (shards do not know how many)."""
+        first, last = (DRAWN * i // batches if batches < math.inf else DRAWN * bool(i) for i in (at, at + 1))
+        count = min(int(last - first), len(batch[0]))
+        chosen = torch.arange(count, device=batch[0].device) * len(batch[0]) // max(1, count)
+        images, labels, logits = (part[chosen].cpu() for part in batch)
+        kept = (images, labels, logits.float().softmax(1))
+        before = self.seen if at else None
+        self.seen = kept if before is None else tuple(map(torch.cat, zip(before, kept, strict=True)))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Adds a row to the summary."""
@@ -200,7 +212,8 @@ def draw_predictions(
 ) -> Figure:
     """Draws validation images with what the model says of them, in red where it is wrong."""
     mean, std = (torch.tensor(data.hparams[k]).view(-1, 1, 1) for k in ("mean", "std"))
-    figure, axes = plt.subplots(2, DRAWN // 2, figsize=(DRAWN, 4.6), layout="constrained")
+    figure, axes = plt.subplots(2, DRAWN // 2, figsize=(DRAWN, 5), layout="constrained")
+    figure.suptitle("Validation images, and what the model says of them with which probability (red: wrong)")
     for axis in axes.flat:
         axis.axis("off")
     shown = zip(axes.flat, images, labels.tolist(), probabilities, strict=False)

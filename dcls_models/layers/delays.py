@@ -113,7 +113,12 @@ class Delays(nn.Module):
         return self._taps() if self.linear is None else self.linear.weight.unsqueeze(-1) * self._taps()[:, 0]
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Currents ``(batch, outputs, time + tail)`` of spikes ``(batch, inputs, time)``."""
+        """Currents ``(batch, outputs, time + tail)`` of spikes ``(batch, inputs, time)``.
+
+        Raises:
+            ValueError: If ``input`` has another shape.
+        """
+        check_shape(input, self.inputs, 3)
         if self.linear is not None:
             late = F.conv1d(F.pad(input, (self.max_delay, self.tail)), self._taps(), groups=self.inputs)
             return self.linear(late.transpose(1, 2)).transpose(1, 2)
@@ -125,7 +130,11 @@ class Delays(nn.Module):
         """One frame: currents ``(batch, outputs)`` of spikes ``(batch, inputs)``, and the next step's state.
 
         The state is what arrived in the last ``max_delay`` frames. ``fuse().step`` is faster.
+
+        Raises:
+            ValueError: If ``spikes`` have another shape.
         """
+        check_shape(spikes, self.inputs, 2)
         if state is None:
             state = spikes.new_zeros(*spikes.shape, self.max_delay)
         window = torch.cat((state, spikes.unsqueeze(-1)), -1)
@@ -196,6 +205,7 @@ class FusedDelays(nn.Module):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """As ``Delays.forward``; for large batches that one, in eval mode, is faster."""
+        check_shape(input, self.delays.shape[1], 3)
         batch, inputs, time = input.shape
         window = F.pad(input, (self.max_delay, self.tail)).unfold(-1, time + self.tail, 1)
         late = window.permute(1, 2, 0, 3).reshape(inputs * (self.max_delay + 1), -1)
@@ -208,6 +218,7 @@ class FusedDelays(nn.Module):
         self, spikes: torch.Tensor, state: tuple[torch.Tensor, int] | None = None
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, int]]:
         """As ``Delays.step``; the state is a ring buffer of currents to come, written to in place."""
+        check_shape(spikes, self.delays.shape[1], 2)
         batch, size = len(spikes), self.max_delay + 1
         ring, now = state or (spikes.new_zeros(batch, size, len(self.delays)), 0)
         sample, sender = spikes.nonzero(as_tuple=True)
@@ -227,6 +238,13 @@ class FusedDelays(nn.Module):
 
 def _make_table_again(module: FusedDelays, incompatible_keys: Any) -> None:
     module._make_table()
+
+
+def check_shape(spikes: torch.Tensor, inputs: int, axes: int) -> None:
+    """Refuses what is not ``(batch, inputs, time)`` or, with two axes, ``(batch, inputs)``."""
+    if spikes.ndim != axes or spikes.shape[1] != inputs:
+        expected = f"(batch, {inputs}, time)" if axes == 3 else f"(batch, {inputs})"
+        raise ValueError(f"spikes must be {expected}, got {tuple(spikes.shape)}")
 
 
 def narrowed(epoch: int, epochs: int, start: float, end: float = 0.23, until: float = 0.25) -> float:

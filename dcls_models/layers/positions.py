@@ -7,6 +7,7 @@ safetensors, FSDP2).
 """
 
 import copy
+import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -230,3 +231,9 @@ def _translate_on_load(
             translate_reference_keys(module, state_dict, prefix)
     except ValueError as error:
         error_msgs.append(str(error))
+
+
+def stage_title(name: str) -> str:
+    """What a picture calls the module that holds positions: ``stages.0`` and ``layer1`` are ``stage 1``."""
+    found = re.fullmatch(r"(?:.*\.)?(stages[._]|layer)(\d+)", name)
+    return f"stage {int(found[2]) + (found[1] != 'layer')}" if found else name or "kernels"

@@ -1,6 +1,7 @@
 """One reader for all recordings: arrays, events, sounds; what cannot be read is skipped and named."""
 
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -15,7 +16,7 @@ from dcls_models.sounds import EXTENSIONS, fitted, read_sound
 from dcls_models.spectrogram import LogMel
 
 from .binning import Binning
-from .cochlea import CHANNELS, RATE, to_spikes
+from .cochlea import CHANNELS, HOP, RATE, to_spikes
 from .hdf5 import EventFile
 
 _logger = logging.getLogger(__name__)
@@ -43,22 +44,37 @@ class Source(Protocol):
 class Arrays:
     """A ``.npz`` with ``spikes`` ``(N, channels, frames)``, ``labels`` and perhaps ``class_names``.
 
+    Args:
+        path: The file.
+        longest: Frames that recordings may have.
+
     Raises:
         ValueError: If it is something else.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, longest: int = 1000) -> None:
         self.path = path
         try:
             with np.load(path) as data:
                 self.spikes, self.labels = data["spikes"], data["labels"]
                 self.class_names = [str(name) for name in data.get("class_names", [])]
+        except MemoryError as error:
+            raise ValueError(
+                f"{path} does not fit into memory ({one_line(error)}): HDF5 is read one recording at a time"
+            ) from error
         except Exception as error:  # zipfile, numpy and zlib raise anything
             raise ValueError(f"{path} is no .npz with spikes and labels ({one_line(error)})") from error
         if self.spikes.ndim != 3 or self.labels.shape != self.spikes.shape[:1]:
             raise ValueError(
                 f"{path} must have spikes (N, channels, frames) and labels (N,), it has "
                 f"{self.spikes.shape} and {self.labels.shape}"
+            )
+        if self.spikes.dtype.kind not in "buif":
+            raise ValueError(f"{path} must have counts of spikes, it has {self.spikes.dtype}")
+        if self.spikes.shape[2] > longest:
+            raise ValueError(
+                f"{path} has recordings of {self.spikes.shape[2]} frames, more than data.longest {longest}: "
+                "raise that if memory allows"
             )
         self.channels = int(self.spikes.shape[1])
 
@@ -70,7 +86,9 @@ class Arrays:
             raise ValueError(
                 f"channel {channel}, frame {frame} is {spikes[channel, frame]}, expected a count"
             )
-        return torch.from_numpy(np.ascontiguousarray(spikes))
+        if not spikes.any():
+            raise ValueError("it has no spikes")
+        return torch.from_numpy(spikes.astype(np.float32))
 
     def name(self, index: int) -> str:
         """Where it is."""
@@ -107,9 +125,12 @@ class Sounds:
             rate = int(MELS["sample_rate"])
             return self.mel(fitted(read_sound(self.files[index], rate, 1.0), rate)[None])[0, 0]
         waveform = read_sound(self.files[index], RATE, self.longest / 100 + 1)
+        frames = len(waveform) // HOP
+        if not 1 <= frames <= self.longest:
+            raise ValueError(f"it has {frames} frames or more, expected 1 to {self.longest} (data.longest)")
         spikes = to_spikes(waveform[None])[0]
-        if not 1 <= spikes.shape[1] <= self.longest:
-            raise ValueError(f"it has {spikes.shape[1]} frames or more, expected 1 to {self.longest}")
+        if not spikes.any():
+            raise ValueError("it has no spikes: is it silent?")
         return spikes
 
     def name(self, index: int) -> str:
@@ -131,16 +152,13 @@ class Recordings(Dataset[tuple[torch.Tensor, int] | None]):
     def __init__(self, source: Source, indices: Sequence[int] | None = None) -> None:
         self.source = source
         self.indices = range(len(source.labels)) if indices is None else indices
-        labels = source.labels
         if not len(self.indices):
-            raise ValueError("there is no recording")
-        whole = np.issubdtype(labels.dtype, np.integer)
-        if not whole or labels.min() < 0 or (source.class_names and labels.max() >= len(source.class_names)):
-            limit = f" to {len(source.class_names) - 1}" if source.class_names else ""
-            at = int(np.argmin(labels) if not whole or labels.min() < 0 else np.argmax(labels))
-            raise ValueError(
-                f"{source.name(at)} has label {labels[at]}, expected whole numbers from 0{limit}"
-            )
+            raise ValueError(f"there is no recording in {getattr(source, 'path', 'the folder')}")
+        count = len(source.class_names) or math.inf
+        for at, label in enumerate(source.labels.tolist()):
+            if not (isinstance(label, int) and 0 <= label < count):
+                limit = f" to {count - 1}" if source.class_names else ""
+                raise ValueError(f"{source.name(at)} has label {label}, expected whole numbers from 0{limit}")
         self.tried, self.unreadable = torch.zeros(2, len(self.indices), dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
@@ -224,7 +242,7 @@ def open_recordings(
     for name in NAMES[split]:
         for path in sorted(p for p in root.iterdir() if p.stem == name or p.stem.endswith(f"_{name}")):
             if path.suffix == ".npz":
-                return Arrays(path)
+                return Arrays(path, binning.longest)
             if path.suffix in (".h5", ".hdf5"):
                 return EventFile(path, binning)
         if (root / name).is_dir():

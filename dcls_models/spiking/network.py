@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dcls_models.files import replaced, write_json
-from dcls_models.layers.delays import Delays
+from dcls_models.layers.delays import Delays, FusedDelays, check_shape
 
 from .neurons import leaky, lif, lif_step
 
@@ -88,7 +88,12 @@ class DelayNet(nn.Module):
         return self.activities(spikes)[-1]
 
     def activities(self, spikes: torch.Tensor) -> list[torch.Tensor]:
-        """The spikes of every hidden layer, and the membranes of the readout."""
+        """The spikes of every hidden layer, and the membranes of the readout.
+
+        Raises:
+            ValueError: If ``spikes`` have another shape, or other channels than the network.
+        """
+        check_shape(spikes, self.config["sizes"][0], 3)
         layers: list[torch.Tensor] = []
         for synapses, norm in zip(self.synapses, self.norms, strict=False):
             layers.append(lif(norm(synapses(spikes)), self.tau))
@@ -102,9 +107,11 @@ class DelayNet(nn.Module):
 
         Raises:
             RuntimeError: In training mode, which normalises over time.
+            ValueError: If ``spikes`` have another shape, or other channels than the network.
         """
         if self.training:
             raise RuntimeError("step() is for inference: call eval() first")
+        check_shape(spikes, self.config["sizes"][0], 2)
         state = state or [(None, 0.0)] * len(self.synapses)
         after = []
         for i, (synapses, (late, membrane)) in enumerate(zip(self.synapses, state, strict=True)):
@@ -132,7 +139,13 @@ class DelayNet(nn.Module):
         return [m for m in self.synapses if isinstance(m, Delays)]
 
     def save(self, folder: str | Path, **more: Any) -> None:
-        """Writes ``config.json`` (with what ``more`` tells about the data) and ``model.safetensors``."""
+        """Writes ``config.json`` (with what ``more`` tells about the data) and ``model.safetensors``.
+
+        Raises:
+            ValueError: If the network is fused, which loses what training needs.
+        """
+        if any(isinstance(m, FusedDelays) for m in self.synapses):
+            raise ValueError("a fused network is not saved: save() before fuse(), and fuse() after load()")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with replaced(folder / "model.safetensors") as part:
@@ -155,7 +168,7 @@ class DelayNet(nn.Module):
         """
         folder = Path(folder)
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if config.get("architecture") != "DelayNet":
+        if not isinstance(config, dict) or config.get("architecture") != "DelayNet":
             raise ValueError(f"{folder} holds no DelayNet: give a folder that DelayNet.save wrote")
         net = cls(**config["model"])
         net.load_state_dict(load_file(folder / "model.safetensors"))
@@ -167,7 +180,10 @@ def _translate_authors_keys(module: DelayNet, state_dict: dict[str, Any], prefix
     for key in [k for k in state_dict if re.fullmatch(re.escape(prefix) + r"model\.\d+\..+", k)]:
         number, name = key[len(prefix) + len("model.") :].split(".", 1)
         layer, part = divmod(int(number), 4)
-        ours = {0: f"synapses.{layer}.conv.", 1: f"norms.{layer}."}.get(part)
+        plain = module.config["delays"] == "none"
+        ours = {0: f"synapses.{layer}." + "conv." * (not plain), 1: f"norms.{layer}."}.get(part)
         value = state_dict.pop(key)
+        if plain and part == 0 and value.ndim == 2:  # a linear layer
+            value = value.unsqueeze(-1)
         if ours is not None:
             state_dict[f"{prefix}{ours}{name}"] = value

@@ -55,8 +55,11 @@ def draw_predictions(images: Sequence[Path], answers: Sequence[Answers]) -> Figu
     """Draws images with their best class; green where it is the name of the image's folder, else red."""
     columns = min(8, len(images))
     rows = -(-len(images) // columns)
-    size = (1.5 * columns, 1.75 * rows)
+    size = (max(6, 1.5 * columns), 1.75 * rows + 0.5)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    figure.suptitle(
+        "What the model says of each image (green: the name of its folder; red: another)", fontsize=10
+    )
     for axis in axes.flat:
         axis.axis("off")
     for axis, file, ((name, probability), *_) in zip(axes.flat, images, answers, strict=False):

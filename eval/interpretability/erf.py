@@ -149,17 +149,25 @@ def _batches(arguments: argparse.Namespace, model: nn.Module) -> Iterator[torch.
 
 def draw(fields: dict[str, torch.Tensor]) -> Figure:
     """Draws fields of ``for_drawing`` side by side, with titles and the squares of ``share_of_area``."""
-    size = (3.2 * len(fields), 3.8)
+    size = (3.4 * len(fields) + 0.8, 4.2)
     figure, axes = plt.subplots(1, len(fields), figsize=size, squeeze=False, layout="constrained")
     for axis, (title, field) in zip(axes[0], fields.items(), strict=True):
         height, width = field.shape
-        axis.imshow(field, cmap="viridis", vmin=0, vmax=1)
-        for area in share_of_area(field).values():
+        left, top = -(width // 2) - 0.5, -(height // 2) - 0.5
+        edges = (left, left + width, top + height, top)
+        shown = axis.imshow(field, cmap="viridis", vmin=0, vmax=1, extent=edges)
+        areas = share_of_area(field)
+        for area in areas.values():
             h, w = height * area**0.5, width * area**0.5
-            corner = (width // 2 - w / 2, height // 2 - h / 2)
-            axis.add_patch(Rectangle(corner, w, h, fill=False, edgecolor="white", linewidth=0.6))
-        axis.set(xticks=[], yticks=[])
-        axis.set_title(title.rpartition("/")[2], fontsize=8)  # of a path its end
+            axis.add_patch(Rectangle((-w / 2, -h / 2), w, h, fill=False, edgecolor="white", linewidth=0.6))
+        axis.set_xlabel("pixels from the middle", fontsize=8)
+        axis.tick_params(labelsize=7)
+        name = title.rpartition("/")[2]  # of a path its end
+        axis.set_title(f"{name}: half in {areas['0.5']:.1%} of the area", fontsize=8)
+    bar = figure.colorbar(shown, ax=axes, shrink=0.7)
+    bar.set_label("effect, logarithm over the largest", fontsize=8)
+    said = "Which pixels the middle of the output depends on\nwhite squares hold "
+    figure.suptitle(said + ", ".join(f"{share:.0%}" for share in SHARES) + " of it", fontsize=9)
     return figure
 
 

@@ -12,12 +12,17 @@ from torch.nn import functional as F
 
 from dcls_models.layers import Dcls2d
 from dcls_models.layers.interpolation import SCHEMES
+from dcls_models.layers.positions import stage_title
 from dcls_models.provenance import state_dict_sha256
 from eval.options import baseline_option, json_option, model_options, models, picture_option
 from eval.results import write_result
 from eval.section import Section
 
 COLUMNS = 8  # kernels on the picture, per stage
+COLOURS = (
+    "Red: positive weights, blue: negative, white: none{dots}. The averages on the right are yellow where\n"
+    "there is much, dark where nothing is. See how far from the middle there is colour: so far a kernel sees."
+)
 SECTION = Section(
     "Kernels",
     "Per stage, in pixels: the mean distance from the middle, weighted with |kernel|, and the share of "
@@ -139,8 +144,13 @@ def draw_kernels(stages: dict[str, list[nn.Conv2d]]) -> Figure:
     """
     learned = [layer for layers in stages.values() for layer in layers if isinstance(layer, Dcls2d)]
     columns = COLUMNS + 1 + bool(learned) + any(layer.sigma is not None for layer in learned)
-    size = (1.5 * columns, 1.75 * len(stages))
+    size = (1.5 * columns, 1.8 * len(stages) + 1.3)
     figure, axes = plt.subplots(len(stages), columns, figsize=size, squeeze=False, layout="constrained")
+    figure.suptitle(
+        f"The first {COLUMNS} kernels of each stage, pixel by pixel, and averages over all of them"
+    )
+    dots = ", dots: the elements, where they were learned" if learned else ""
+    figure.supxlabel(COLOURS.format(dots=dots), fontsize=9)
     for (title, layers), line in zip(stages.items(), axes, strict=True):
         for axis in line:
             axis.axis("off")
@@ -151,9 +161,10 @@ def draw_kernels(stages: dict[str, list[nn.Conv2d]]) -> Figure:
                 y, x = first.positions.detach().cpu()[:, channel, 0].tolist()
                 height, width = kernel.shape
                 axis.scatter([p + width // 2 for p in x], [p + height // 2 for p in y], s=3, color="black")
-        line[0].set_title(title, fontsize=8, loc="left")
+        height, width = first.kernel_size
+        line[0].set_title(f"{title}: {height}x{width} pixels", fontsize=8, loc="left")
         line[COLUMNS].imshow(magnitude(layers), cmap="viridis", vmin=0)
-        line[COLUMNS].set_title("mean |kernel|", fontsize=8)
+        line[COLUMNS].set_title("mean |weight|", fontsize=8)
         if isinstance(first, Dcls2d):
             _draw_elements(line[COLUMNS + 1 :], layers)
     return figure
@@ -170,7 +181,7 @@ def _draw_elements(axes: Sequence[plt.Axes], layers: Sequence[nn.Conv2d]) -> Non
     edges = [torch.arange(k + 1) - k // 2 - 0.5 for k in layers[0].dilated_kernel_size]
     counts, _ = torch.histogramdd(positions.T.contiguous(), edges)
     density.imshow(counts, cmap="viridis", vmin=0)
-    density.set_title("positions", fontsize=8)
+    density.set_title("elements", fontsize=8)
     if sigma.numel():
         (widths,) = more
         widths.axis("on")
@@ -186,7 +197,7 @@ def run(arguments: argparse.Namespace) -> None:
     for name, model in models(arguments):
         stages = stages_of(model)
         title = f"{name.rpartition('/')[2]} " if arguments.baseline else ""
-        shown |= {f"{title}{stage}": layers for stage, layers in stages.items()}
+        shown |= {f"{title}{stage_title(stage)}": layers for stage, layers in stages.items()}
         measured = [statistics(stage, layers) for stage, layers in stages.items()]
         rows.append({"model": name, "state_dict_sha256": state_dict_sha256(model), "stages": measured})
     write_result(arguments, {**rows[-1], "rows": rows}, lambda: draw_kernels(shown))

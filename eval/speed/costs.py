@@ -60,12 +60,24 @@ def costs(name: str) -> tuple[Costs, nn.Module]:
     """
     with torch.device("meta"):
         model = timm.create_model(name).eval()
+    return costs_of(model), model
+
+
+def costs_of(model: Any, img_size: int | None = None) -> Costs:
+    """Counts what a model on the meta device costs.
+
+    Args:
+        model: In eval mode, with timm's ``default_cfg``.
+        img_size: Side of the image, in pixels; the model's own where None.
+    """
+    channels, *size = model.default_cfg["input_size"]
+    # attention as two matrix products: torch has no formula for its fused operator on a CPU
+    with torch.device("meta"), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         deployed = reparameterize_model(model)
-        image = torch.empty(1, *model.default_cfg["input_size"])
-        # attention as two matrix products: torch has no formula for its fused operator on a CPU
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _Counter() as counted:
+        image = torch.empty(1, channels, *([img_size] * 2 if img_size else size))
+        with _Counter() as counted:
             deployed(image)
-    return Costs(_parameters(model), _parameters(deployed), counted.macs, counted.activations), model
+    return Costs(_parameters(model), _parameters(deployed), counted.macs, counted.activations)
 
 
 def _parameters(model: nn.Module) -> int:

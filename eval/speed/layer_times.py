@@ -9,14 +9,13 @@ from typing import Any, NamedTuple
 import timm
 import torch
 from torch.nn import functional as F
-from torch.profiler import ProfilerActivity, profile
 from torchvision.ops import deform_conv2d
 
 from dcls_models.layers import Dcls2d
 from dcls_models.layers.depthwise import depthwise_conv2d
 from dcls_models.loading import config_of
 from eval.speed.peers import authors_layer
-from eval.speed.timing import FLUSHED, LAYOUTS, time_in_turns
+from eval.speed.timing import FLUSHED, LAYOUTS, peak_memory, time_in_turns
 
 MODELS = ("convnext_dcls_tiny", "convnext_dcls_gauss_tiny", "convformer_dcls_s18", "fastvit_dcls_sa24")
 KERNELS = {"v0": (17, 34), "v1": (17, 34), "max": (23, 26), "gauss": (23, 26)}  # size, elements
@@ -124,19 +123,6 @@ def _in_rotation(
         _backward(kernel(), grad, parameters)
 
     return construct
-
-
-def peak_memory(call: Callable[[], object]) -> int:
-    """The most bytes that tensors made on the CPU during a call take at one time."""
-    call()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as memory:
-        call()
-    events = memory.profiler.kineto_results.events()  # type: ignore[union-attr]
-    used = most = 0
-    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
-        used += event.nbytes()
-        most = max(most, used)
-    return most
 
 
 def convolution(

@@ -3,6 +3,7 @@
 import argparse
 import tempfile
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,15 +14,17 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import dcls_models
+from dcls_models.files import one_line
 from dcls_models.layers.linear import use_fast_linear
 from dcls_models.loading import config_of
 from dcls_models.strided import slice_strided
 from eval.options import at_least_1, timing_options
 from eval.results import write_result
 from eval.section import Section, markdown_table
+from eval.speed.costs import costs_of
 from eval.speed.engines import ENGINES, run_by
 from eval.speed.peers import with_authors_layers, with_plain_layers
-from eval.speed.timing import LAYOUTS, time_in_turns
+from eval.speed.timing import LAYOUTS, peak_memory, time_in_turns
 
 AUTHORS = "authors:"  # before a name of the zoo: its model with the layers of the authors' package
 PLAIN = "plain:"  # before a name of the zoo: its model with the convolutions of the base model
@@ -112,11 +115,11 @@ def _step(model: nn.Module, images: torch.Tensor, mode: str, dtype: torch.dtype)
     labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
 
     def train() -> None:
-        optimizer.zero_grad()
         with autocast:
             loss = nn.functional.cross_entropy(model(images), labels)
         loss.backward()
         optimizer.step()
+        optimizer.zero_grad()  # at the end: a step leaves no more memory in use than it found
 
     return train
 
@@ -139,7 +142,8 @@ def throughput(
 
     Returns:
         Per mode, engine and model: ``model``, ``mode``, ``engine``, ``layout``, ``ms`` (median, quartiles,
-        runs), ``images_per_second`` and ``speed`` (times that of the baseline).
+        runs), ``images_per_second`` and ``speed`` (times that of the baseline); of torch on a CPU also
+        ``peak_bytes``, the most that tensors take in a step beyond parameters and the optimizer's averages.
     """
     rows = []
     with tempfile.TemporaryDirectory() as folder:  # of ONNX files, which the engines share
@@ -152,6 +156,8 @@ def throughput(
                 row["ms"] = ms._asdict()
                 row["images_per_second"] = round(1e3 * settings.batch_size / ms.median, 2)
                 row["speed"] = round(timings[names[0]].median / ms.median, 4)
+                if settings.device == "cpu" and engine == "torch" and not settings.compiled:
+                    row["peak_bytes"] = peak_memory(steps[name])
                 rows.append(row)
             del best, steps  # the models, before the next are made
     return rows
@@ -176,6 +182,8 @@ def _best_layout(name: str, mode: str, settings: Settings) -> tuple[str, Callabl
         if settings.compiled:
             model.compile()
         steps[layout] = _step(model, images, mode, settings.dtype)
+    if len(steps) == 1:
+        return next(iter(steps.items()))
     timings = time_in_turns(steps, settings.device, rounds=3, seconds=0)
     best = min(timings, key=lambda layout: timings[layout].median)
     return best, steps[best]
@@ -211,6 +219,20 @@ def _images(model: nn.Module, settings: Settings) -> torch.Tensor:
     channels, *size = model.default_cfg["input_size"]
     size = [settings.img_size] * 2 if settings.img_size else size
     return torch.randn(settings.batch_size, channels, *size, device=settings.device)
+
+
+def costs_by_name(names: Sequence[str], img_size: int | None = None) -> dict[str, dict[str, int]]:
+    """By name the numbers of ``Costs``, for one image of that side or of each model's own.
+
+    The authors' layers, fast linear layers and kernels that are trimmed later count as the model without.
+    """
+    counted = {}
+    for name in names:
+        prefix = next((p for p in (AUTHORS, FAST, TRIMMED) if name.startswith(p)), "")
+        with torch.device("meta"):
+            model = build(name.removeprefix(prefix), "inference")
+        counted[name] = costs_of(model, img_size)._asdict()
+    return counted
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -274,9 +296,27 @@ def run(arguments: argparse.Namespace) -> None:
     )
     if arguments.engine != ["torch"] and "deployed" not in arguments.modes:
         raise ValueError("--engine is of deployed models: give --modes deployed")
+    for module in arguments.imports:
+        _import(module)
     rows = throughput(arguments.models, arguments.modes, settings, arguments.rounds, arguments.engine)
-    write_result(arguments, {"rows": rows}, lambda: draw(rows))
+    costs = costs_by_name(arguments.models, arguments.img_size)
+    write_result(arguments, {"rows": rows, "costs": costs}, lambda: draw(rows))
     print(table(rows))
+
+
+def _import(module: str) -> None:
+    """Imports what registers models of one's own.
+
+    Raises:
+        ValueError: If it cannot be imported, whatever it raises.
+    """
+    try:
+        import_module(module)
+    except Exception as error:
+        raise ValueError(
+            f"--import {module}: it cannot be imported ({type(error).__name__}: {one_line(error)}); give the "
+            "dotted name of a module that python -c 'import NAME' finds from this folder"
+        ) from error
 
 
 def add_commands(commands: Any) -> None:
@@ -291,6 +331,10 @@ def add_commands(commands: Any) -> None:
         f"{FAST}NAME for fast linear layers"
     )
     command.add_argument("--models", nargs="+", required=True, metavar="MODEL", help=models_help)
+    import_help = "modules to import first, such as one that registers models of your own with timm"
+    command.add_argument(
+        "--import", nargs="+", default=[], dest="imports", metavar="MODULE", help=import_help
+    )
     modes_help = "; ".join(f"{mode}: {text}" for mode, text in MODES.items())
     command.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES, help=modes_help)
     command.add_argument(

@@ -1,4 +1,4 @@
-"""Timing things side by side: in turns, with inputs that are in no cache, on any device."""
+"""Timing things side by side: in turns, with inputs that are in no cache, on any device; and their memory."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -6,6 +6,7 @@ from statistics import quantiles
 from typing import NamedTuple
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 FLUSHED = 2**24  # float32 numbers (64 MiB), more than the last-level cache of most processors holds
 SETTLED = 0.01  # seconds of runs before each timed one; one at least
@@ -82,3 +83,16 @@ def _timing(times: list[float]) -> Timing:
 def _wait_for(device: torch.device) -> None:
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
+
+
+def peak_memory(call: Callable[[], object]) -> int:
+    """The most bytes that tensors made on the CPU during a call take at one time."""
+    call()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as memory:
+        call()
+    events = memory.profiler.kineto_results.events()  # type: ignore[union-attr]
+    used = most = 0
+    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+        used += event.nbytes()
+        most = max(most, used)
+    return most

@@ -36,7 +36,7 @@ class SpikeData(TaskData):
         units: Units of the recordings, for events.
         group: Neighbouring units that are added up to a channel.
         binning: ``grid`` or ``events``, as the published results; see ``dcls_models.spikes.Binning``.
-        longest: Recordings of more frames are taken for damaged.
+        longest: Recordings of more frames are taken for damaged; of arrays, the file is refused.
         front_end: Sounds become ``spikes`` or ``logmel`` (1 s, 80 bands).
     """
 
@@ -73,13 +73,17 @@ class SpikeData(TaskData):
             raise FileNotFoundError(f"data.val is test, but there are no recordings to test on in {folder}")
         if val == "test":
             _logger.warning("validating on the test set, as the authors: its best epoch is chosen on it")
+        self.train_set, self.test_set = Recordings(train), Recordings(test) if test is not None else None
         self.channels = train.channels
         self.class_names = train.class_names or None
         self.num_classes = len(train.class_names) or int(train.labels.max()) + 1
+        if self.num_classes < 2:
+            raise ValueError(
+                f"{train.name(0)} and all others are of one class: there is nothing to tell apart"
+            )
         for source in sources.values():
             self._check(source, train)
-        self.test_set = Recordings(test) if test is not None else None
-        self.train_set, self.val_set = Recordings(train), self.test_set
+        self.val_set = self.test_set
         if val == "split" and sources["val"] is not None:
             self.val_set = Recordings(sources["val"])
         elif val == "split":
@@ -91,6 +95,7 @@ class SpikeData(TaskData):
     def _check(self, source: Any, train: Any) -> None:
         if source is None:
             return
+        Recordings(source)  # its labels are whole numbers
         if source.channels != train.channels:
             raise ValueError(
                 f"{source.name(0)} has {source.channels} channels, the training set {train.channels}"
@@ -98,6 +103,12 @@ class SpikeData(TaskData):
         if source.class_names and list(source.class_names) != list(train.class_names):
             others = some(sorted(set(source.class_names) ^ set(train.class_names)))
             raise ValueError(f"{source.name(0)} has other classes than the training: {others}")
+        if source.labels.max(initial=0) >= self.num_classes:
+            at = int(source.labels.argmax())
+            raise ValueError(
+                f"{source.name(at)} has label {source.labels[at]}, but the labels of the training set end at "
+                f"{self.num_classes - 1}"
+            )
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """The test set, in order and complete.

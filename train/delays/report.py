@@ -11,7 +11,8 @@ import pytorch_lightning as pl
 import torch
 from matplotlib.figure import Figure
 
-from dcls_models.spiking import DelayNet
+from dcls_models.spiking import DelayNet, summed_softmax
+from train.pictures import write_picture
 
 _logger = logging.getLogger(__name__)
 CURVES = ("train/loss", "val/loss", "train/top1", "val/top1")
@@ -57,17 +58,16 @@ class DelaysReport(pl.Callback):
         if not trainer.is_global_zero:
             return
         root, net, data = Path(trainer.default_root_dir), _model(pl_module), trainer.datamodule  # type: ignore[attr-defined]
+        names = pl_module.hparams["class_names"] or [str(i) for i in range(pl_module.hparams["num_classes"])]
         net.save(root, class_names=pl_module.hparams["class_names"], data=dict(data.hparams))
         if self.pictures:
-            figures = {"curves.png": draw_curves(self.history)}
+            write_picture(root / "curves.png", draw_curves, self.history)
             if self.before:
                 now = [layer.delays.cpu() for layer in net.delays()]
-                figures["delays.png"] = draw_delays(self.before, now, net.config["max_delay"])
+                write_picture(root / "delays.png", draw_delays, self.before, now, net.config["max_delay"])
             if (sample := next((s for s in map(data.val_set.__getitem__, range(9)) if s), None)) is not None:
-                figures["raster.png"] = draw_raster(net.cpu(), sample[0].float())
-            for name, figure in figures.items():
-                figure.savefig(root / name, dpi=110)
-                plt.close(figure)
+                batch, labels = data.collate([sample])
+                write_picture(root / "raster.png", draw_raster, net.cpu(), batch[0], int(labels), names)
         for line in data.unreadable():
             _logger.warning("%s", line)
         print(next_steps(trainer), file=sys.stderr)
@@ -94,46 +94,74 @@ def next_steps(trainer: pl.Trainer) -> str:
 def draw_delays(before: list[torch.Tensor], after: list[torch.Tensor], max_delay: int) -> Figure:
     """Draws per layer how many synapses have which delay, in frames, at the start and now."""
     figure, axes = plt.subplots(
-        1, len(before), figsize=(4.2 * len(before), 3.2), squeeze=False, layout="constrained"
+        1, len(before), figsize=(4.2 * len(before), 3.9), squeeze=False, layout="constrained"
     )
     edges = [d - 0.5 for d in range(max_delay + 2)]
     for i, (axis, start, now) in enumerate(zip(axes[0], before, after, strict=True)):
-        axis.hist(now.flatten().tolist(), edges, color="tab:red", alpha=0.7, label="trained")
-        axis.hist(start.flatten().tolist(), edges, histtype="step", color="0.3", label="at the start")
+        axis.hist(now.flatten().tolist(), edges, color="tab:red", alpha=0.7, label="after training")
+        axis.hist(start.flatten().tolist(), edges, histtype="step", color="0.2", label="before: random")
         moved = (now - start).abs().float().mean()
-        axis.set(xlabel="delay (frames)", title=f"layer {i + 1}, moved by {moved:.1f} frames on average")
+        place = "to the readout" if i == len(before) - 1 else f"to hidden layer {i + 1}"
+        axis.set(xlabel="delay (frames)", title=f"{place}: moved by {moved:.1f} frames on average")
         axis.title.set_fontsize(10)
     axes[0, 0].set_ylabel("synapses")
-    axes[0, 0].legend(fontsize=8)
+    figure.suptitle(
+        "Delays of the synapses. Where red rises above the line, training has gathered them", fontsize=11
+    )
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
     return figure
 
 
 @torch.no_grad()
-def draw_raster(net: DelayNet, spikes: torch.Tensor) -> Figure:
-    """Draws the spikes of a recording ``(inputs, frames)``, those of the hidden layers, and the readout."""
+def draw_raster(net: DelayNet, spikes: torch.Tensor, label: int, names: list[str]) -> Figure:
+    """Draws a recording on its way through the network, with its class and the network's answer.
+
+    Args:
+        net: Left in the mode in which it is.
+        spikes: ``(inputs, frames)``.
+        label: The class of the recording.
+        names: Of the classes.
+    """
     was_training = net.training
     *hidden, membranes = net.eval().activities(spikes[None])
     net.train(was_training)
+    scores = summed_softmax(membranes)[0]
+    answer = int(scores.argmax())
     rasters = [spikes, *(layer[0] for layer in hidden)]
     figure, axes = plt.subplots(
-        len(rasters) + 1, 1, figsize=(9, 1.9 * (len(rasters) + 1)), sharex=True, layout="constrained"
+        len(rasters) + 1, 1, figsize=(9, 1.9 * len(rasters) + 3), sharex=True, layout="constrained"
     )
     for i, (axis, raster) in enumerate(zip(axes, rasters, strict=False)):
         neurons, frames = raster.nonzero(as_tuple=True)
-        axis.scatter(frames, neurons, s=3, color="black", marker="|")
-        axis.set(ylabel="input" if i == 0 else f"layer {i}", ylim=(-1, len(raster)))
-    axes[-1].plot(membranes[0].T, linewidth=0.9)
-    axes[-1].set(ylabel="readout", xlabel="frame")
+        axis.scatter(frames, neurons, s=5, color="black", marker="|", linewidth=0.8)
+        axis.set(ylabel="input channel" if i == 0 else f"neuron of layer {i}", ylim=(-1, len(raster)))
+    shares = membranes[0].softmax(0)
+    axes[-1].plot(shares.T, color="0.8", linewidth=0.8)
+    axes[-1].plot(shares[label], color="tab:green", label=f"right: {names[label]}")
+    if answer != label:
+        axes[-1].plot(shares[answer], color="tab:red", label=f"answered: {names[answer]}")
+    axes[-1].set(ylabel="readout: share of a class", xlabel="time (frames)", ylim=(-0.02, 1.02))
+    axes[-1].axvline(spikes.shape[1] - 0.5, color="0.5", linewidth=0.8, linestyle=":")
+    axes[-1].legend(fontsize=9, loc="upper left")
+    figure.suptitle(
+        f'"{names[label]}", and the network answers "{names[answer]}" '
+        f"({'right' if answer == label else 'wrong'}, score {float(scores[answer] / scores.sum()):.0%})\n"
+        "A mark is a spike; grey are the other classes, after the dotted line only late spikes arrive. "
+        "The answer is the class\nwith the largest area below its line: look where it parts from the others",
+        fontsize=10,
+    )
     return figure
 
 
 def draw_curves(history: list[dict[str, float]]) -> Figure:
     """Draws losses and accuracies over the epochs."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
+    names = {"train": "training, with dropout and wide delays", "val": "validation, with whole delays"}
     for axis, part in zip(axes, ("loss", "top1"), strict=True):
-        for split in ("train", "val"):
+        for split, name in names.items():
             points = [(row["epoch"], row[f"{split}/{part}"]) for row in history if f"{split}/{part}" in row]
-            axis.plot([e for e, _ in points], [v for _, v in points], label=split)
-        axis.set(xlabel="epoch", title="loss" if part == "loss" else "top-1 (%)")
-        axis.legend(fontsize=8)
+            axis.plot([e for e, _ in points], [v for _, v in points], label=name)
+        axis.set(xlabel="epoch", ylabel="cross-entropy" if part == "loss" else "recordings recognised (%)")
+    figure.suptitle("Learning: still better at the end means that more epochs may help", fontsize=11)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
     return figure

@@ -16,6 +16,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import pytorch_lightning as pl
+from matplotlib.figure import Figure
 
 from dcls_models.files import write_json
 from dcls_models.provenance import provenance
@@ -23,6 +24,7 @@ from dcls_models.spikes import Arrays, Recordings, padded
 from train.delays.data import spoken_digits
 from train.delays.module import NarrowDelays, SpikingClassifier
 from train.loaders import TaskData
+from train.pictures import write_picture
 
 NARROW, WIDE = [48, 48], [76, 76]
 CONDITIONS: dict[str, dict[str, Any]] = {
@@ -122,9 +124,9 @@ def markdown(table: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def draw(table: dict[str, Any], picture: Path) -> None:
+def draw(table: dict[str, Any]) -> Figure:
     """Draws each seed as a dot, and the mean as a line."""
-    figure, axis = plt.subplots(figsize=(9, 3.8), layout="constrained")
+    figure, axis = plt.subplots(figsize=(9, 4.2), layout="constrained")
     for i, row in enumerate(table.values()):
         colour = "tab:red" if i == list(CONDITIONS).index("learned delays") else "tab:blue"
         axis.scatter([i] * len(row["top1"]), row["top1"], color=colour, alpha=0.5)
@@ -133,11 +135,12 @@ def draw(table: dict[str, Any], picture: Path) -> None:
     names = [f"{k}\n{r['synapses']:,} synapses\n{r['trained']:,} trained" for k, r in table.items()]
     axis.set_xticks(range(len(table)), names, fontsize=8)
     axis.set(
-        ylabel="top-1 (%)", title="spoken digits, voices not heard in training; dots: seeds, lines: means"
+        ylabel="words recognised, top-1 (%)",
+        title="Spoken digits, voices not heard in training: dots are seeds, lines means, red the method.\n"
+        "Compare red with the blue ones of as many synapses (left), and of as many trained numbers (right)",
     )
     axis.title.set_fontsize(10)
-    figure.savefig(picture, dpi=110)
-    plt.close(figure)
+    return figure
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -167,5 +170,5 @@ def main(argv: Sequence[str] | None = None) -> None:
             table = summary([run for run in runs if run["epochs"] == options.epochs])
             write_json(path, {**record, "results": table, "runs": runs})
     table = summary([run for run in runs if run["epochs"] == options.epochs])
-    draw(table, options.out / "delays_study.png")
+    write_picture(options.out / "delays_study.png", draw, table)
     print(markdown(table))

@@ -2,11 +2,13 @@
 
 Importing this registers ``convnext_tiny_deformable``, ``convnext_tiny_31x31`` and
 ``convnext_tiny_31x31_reparam`` with timm, and tells torch's counter of operations what a deformable
-convolution takes.
+convolution takes. ``python -m train.study.peers RESULT`` prints a table of a throughput's result.
 """
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +20,8 @@ from timm.models.inception_next import InceptionDWConv2d
 from torch import nn
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 from torchvision.ops import DeformConv2d
+
+from dcls_models.provenance import read_result
 
 
 class Deformable(nn.Module):
@@ -104,3 +108,33 @@ def _deformable_flops(
 
 if torch.ops.torchvision.deform_conv2d not in flop_registry:
     register_flop_formula(torch.ops.torchvision.deform_conv2d)(_deformable_flops)
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """A result of speed, memory and size as a table.
+
+    Args:
+        result: Of ``eval throughput`` with all its modes, on a CPU; the first model is compared with.
+    """
+    timed = {(row["model"], row["mode"]): row for row in result["rows"]}
+    names = list(result["costs"])
+    lines = [
+        "| model | parameters, M | GMACs | training step | inference | deployed | memory of a training step "
+        "| of inference |",
+        "|---|" + "---:|" * 7,
+    ]
+    for name in names:
+        costs = result["costs"][name]
+        cells = [f"`{name}`", f"{costs['parameters'] / 1e6:.1f}", f"{costs['macs'] / 1e9:.2f}"]
+        for mode in ("train", "inference", "deployed"):
+            ms, first = (timed[n, mode]["ms"]["median"] for n in (name, names[0]))
+            cells.append(f"{ms:,.0f} ms, {ms / first:.2f}x")
+        for mode in ("train", "inference"):
+            peak, first = (timed[n, mode]["peak_bytes"] for n in (name, names[0]))
+            cells.append(f"{peak / 2**20:,.0f} MiB, {peak / first:.2f}x")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(markdown(read_result(Path(sys.argv[1]))))
