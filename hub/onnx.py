@@ -82,7 +82,7 @@ def _quantize(path: Path) -> None:
             quantize_dynamic(path, quantized, per_channel=True, **products)
         except Exception as error:  # shape inference of onnx raises its own, which an old onnxruntime meets
             raise HubError(
-                f"onnxruntime {onnxruntime.__version__} cannot make int8 of it ({one_line(error)}): 1.32 can, "
-                "1.30 and older cannot"
+                f"onnxruntime {onnxruntime.__version__} cannot make int8 of it ({one_line(error)}): "
+                "1.32 can, 1.30 and older cannot"
             ) from error
         path.write_bytes(quantized.read_bytes())
