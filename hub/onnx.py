@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from dcls_models.files import one_line
 from dcls_models.onnx import write_onnx
 from hub import HubError
 from hub.logits import check_logits, spread
@@ -71,10 +72,17 @@ def _run(path: Path, images: torch.Tensor) -> torch.Tensor:
 
 def _quantize(path: Path) -> None:
     """Convolutions stay in float32: with their padding apart, onnxruntime cannot run them in int8."""
+    import onnxruntime
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with tempfile.TemporaryDirectory() as folder:
         quantized = Path(folder) / "int8.onnx"
         products = {"op_types_to_quantize": ["MatMul", "Gemm"], "weight_type": QuantType.QInt8}
-        quantize_dynamic(path, quantized, per_channel=True, **products)
+        try:
+            quantize_dynamic(path, quantized, per_channel=True, **products)
+        except Exception as error:  # shape inference of onnx raises its own, which an old onnxruntime meets
+            raise HubError(
+                f"onnxruntime {onnxruntime.__version__} cannot make int8 of it ({one_line(error)}): "
+                "1.32 can, 1.30 and older cannot"
+            ) from error
         path.write_bytes(quantized.read_bytes())
