@@ -121,6 +121,14 @@ def test_killed_while_writing_a_checkpoint_the_one_before_is_used(whole, images,
     assert not list((tmp_path / "checkpoints").glob(".*"))
 
 
+def test_a_training_that_fails_in_validation_does_not_wait_for_its_workers(images, tmp_path):
+    """Those of the training are idle then, ignore SIGTERM, and are nobody's whom Lightning tells to end."""
+    more = [*RANDOM, "--data.num_workers", "1", *callback("Kill", moment="validation", epoch=0)]
+    child = in_child(fit, images, tmp_path, *more)
+    child.join(100)
+    assert child.exitcode == 1
+
+
 def test_an_epoch_that_was_cut_short_is_over(images, tmp_path):
     more = [*RANDOM, "--trainer.limit_train_batches", "4"]
     fit(images, tmp_path / "whole", *more)

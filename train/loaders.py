@@ -13,7 +13,7 @@ from train.place import Place, place
 from train.ranges import Count, CountOrNone, check_ranges
 from train.samplers import Keyed, TrainSampler
 from train.seeding import run_seed
-from train.signals import leave_signals_to_the_trainer
+from train.signals import end_workers_at_exit, leave_signals_to_the_trainer
 
 _logger = logging.getLogger(__name__)
 
@@ -195,6 +195,8 @@ class TaskData(pl.LightningDataModule):
     def loader_kwargs(self) -> dict[str, Any]:
         """What all loaders have in common."""
         workers = self.hparams["num_workers"]
+        if workers:
+            end_workers_at_exit()
         return {
             "batch_size": self.hparams["batch_size"],
             "num_workers": workers,

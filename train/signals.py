@@ -1,7 +1,9 @@
 """Signals that ask a training to stop, and how they are handled."""
 
+import multiprocessing
 import signal
 from collections.abc import Callable
+from multiprocessing.util import Finalize
 from types import FrameType
 from typing import Any
 
@@ -27,3 +29,14 @@ def leave_signals_to_the_trainer(worker: int) -> None:
     """SLURM and terminals signal workers too; one that dies of it would end the training with an error."""
     for signum in SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
+
+
+def end_workers_at_exit() -> None:
+    """Kills the workers left when this process exits, which would ask by SIGTERM and wait for ever."""
+    Finalize(None, _kill_children, exitpriority=0)
+
+
+def _kill_children() -> None:
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
