@@ -27,9 +27,7 @@ def draw_variants(table: list[Row]) -> Figure:
     shown = torch.nn.functional.pad(images, (1, 1, 1, 1), value=1.0).unflatten(0, (4, 2))
     axes[0].imshow(shown.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2))
     axes[0].axis("off")
-    axes[0].set_title(
-        "the task: are the red dots connected\nby a dashed curve? left no, right yes", fontsize=9
-    )
+    axes[0].set_title("red dots connected by a\ndashed curve? left no, right yes", fontsize=8)
     for axis, task in zip(axes[1:], SHOWN, strict=True):
         rows = [row for row in table if (row["experiment"], row["task"]) == ("variants", task)]
         for i, row in enumerate(rows):
