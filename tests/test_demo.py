@@ -271,7 +271,7 @@ def test_the_schedule_ends_with_the_training(digits, tmp_path):
         rates = {g["name"]: g["lr"] for g in state["optimizer_states"][0]["param_groups"]}
         assert state["global_step"] == updates
         assert state["lr_schedulers"][0]["t_initial"] == updates
-        assert rates["positions"] == pytest.approx(5 * rates["decay"], rel=1e-2)
+        assert rates["positions"] == pytest.approx(25 * rates["decay"], rel=1e-2)
 
 
 def test_a_training_that_started_from_a_file_can_be_loaded(run, tmp_path):
