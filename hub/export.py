@@ -18,6 +18,7 @@ from dcls_models.files import one_line, sha256_of, write_json
 from dcls_models.layers import DclsNd
 from dcls_models.layers.positions import fuse_layers
 from dcls_models.loading import load_model, read_run
+from dcls_models.models._build import plain_name
 from dcls_models.provenance import versions
 from hub import HubError
 from hub.card import plain_card, result_of
@@ -161,7 +162,7 @@ def plain_model(model: nn.Module) -> nn.Module:
         HubError: If timm's architecture has no place for kernels of that size, as only ConvNeXt has.
     """
     name = model.pretrained_cfg["architecture"]
-    base = name.replace("_dcls", "").replace("_gauss", "")
+    base = plain_name(name)
     layers = [m for m in model.modules() if isinstance(m, DclsNd)]
     if not layers:
         raise HubError(f"{name} has no DCLS layer to fuse: export it without --fused")

@@ -33,6 +33,11 @@ def authors(url: str, paper: str) -> dict[str, Any]:
     }
 
 
+def plain_name(name: str) -> str:
+    """What timm calls the model with the same blocks and plain convolutions, if it has that one."""
+    return name.replace("_dcls", "").replace("_gauss", "")
+
+
 def build(
     model_class: type[nn.Module],
     variant: str,

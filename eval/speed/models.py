@@ -12,6 +12,7 @@ import timm
 
 from dcls_models.files import replaced
 from dcls_models.layers import DclsNd
+from dcls_models.models._build import plain_name
 from dcls_models.provenance import read_result
 from dcls_models.published import published
 from eval.options import ending
@@ -57,7 +58,7 @@ SECTIONS: dict[str, Callable[[Mapping[str, Any]], bool]] = {
 
 def plain_model(name: str) -> str | None:
     """The model of timm with the same blocks and plain convolutions, if there is one."""
-    plain = name.replace("_dcls", "").replace("_gauss", "")
+    plain = plain_name(name)
     return plain if timm.is_model(plain) else None
 
 

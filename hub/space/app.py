@@ -17,6 +17,7 @@ from torch import nn
 import dcls_models
 from dcls_models.files import one_line
 from dcls_models.images import EXTENSIONS, read_image
+from dcls_models.models._build import plain_name
 
 HERE = Path(__file__).parent
 SHIPPED = [f"local-dir:{HERE / 'models' / name}" for name in ("dcls", "dense")]
@@ -57,7 +58,7 @@ def load(name: str) -> Shown:
 
 def with_twin(names: Sequence[str]) -> list[str]:
     """The models to show: beside a single DCLS model of timm's registry, the dense one of the same blocks."""
-    twin = names[0].replace("_dcls", "").replace("_gauss", "") if names else ""
+    twin = plain_name(names[0]) if names else ""
     bare = twin.removeprefix("random:")
     return [*names, twin] if len(names) == 1 and twin != names[0] and timm.is_model(bare) else list(names)
 
