@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from dcls_models.layers import DclsNd
 from dcls_models.layers.positions import stage_title
+from dcls_models.optim import holders
 from train.pictures import write_animation, write_picture
 from train.ranges import Count, CountOrNone, check_ranges
 
@@ -109,14 +109,13 @@ class PositionsPicture(pl.Callback):
 
     def _stages(self, pl_module: pl.LightningModule, whole: bool = False) -> list[Stage]:
         """Before and now, or also all the moments between."""
-        sizes = {m.holder(): m.dilated_kernel_size for m in pl_module.modules() if isinstance(m, DclsNd)}
         stages = []
         for i, (before, (name, h)) in enumerate(zip(self.before, _holders(pl_module).items(), strict=False)):
             now = h.positions.detach().cpu()
             between = [moment[i] for moment in self.moments] if whole else []
             kept = KEPT if whole else len(now[0])
             paths = torch.stack([before[:, :kept], *between, now[:, :kept]])
-            stages.append(Stage(stage_title(name), paths, sizes[h]))
+            stages.append(Stage(stage_title(name), paths, h.positions_size))
         return stages
 
     def _show(self, logger: TensorBoardLogger, step: int, stages: list[Stage]) -> None:
@@ -130,7 +129,7 @@ class PositionsPicture(pl.Callback):
 def _holders(pl_module: pl.LightningModule) -> dict[str, Any]:
     """The holders of the trained model by name, not of its averaged copy, and not of a sharded one."""
     model = getattr(pl_module, "model", pl_module)
-    held = {m.holder() for m in model.modules() if isinstance(m, DclsNd)}
+    held = set(holders(model))
     named = {name: m for name, m in model.named_modules() if m in held}
     return {
         name: m
