@@ -1,8 +1,10 @@
 """Signals that ask a training to stop, and how they are handled."""
 
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable
+from functools import cache
 from multiprocessing.util import Finalize
 from types import FrameType
 from typing import Any
@@ -33,6 +35,12 @@ def leave_signals_to_the_trainer(worker: int) -> None:
 
 def end_workers_at_exit() -> None:
     """Kills the workers left when this process exits, which would ask by SIGTERM and wait for ever."""
+    _at_exit_of(os.getpid())
+
+
+@cache
+def _at_exit_of(process: int) -> None:
+    """Once in each process: a forked one starts without what its parent has to do at its exit."""
     Finalize(None, _kill_children, exitpriority=0)
 
 
