@@ -18,11 +18,11 @@ from torch import nn
 
 from dcls_models.files import replaced
 from dcls_models.layers import Dcls2d
-from train.module import Classifier
+from train.ranges import count
 from train.study.experiments import FIRST
 from train.study.models import DILATED, SPREAD
 from train.study.tasks import TASKS, task_data
-from train.study.training import quiet
+from train.study.training import classifier, quiet, silent_trainer
 
 HALF = 6  # the dilated and the learned kernel reach so many pixels from their centre
 KERNELS: dict[str, dict[str, Any]] = {
@@ -35,7 +35,7 @@ KERNELS: dict[str, dict[str, Any]] = {
     },
 }
 POSITIONS_LR_SCALE = 10.0  # the recipes have 5; in so short a training, 10 shows more
-UPDATES = 640
+EPOCHS, UPDATES = 2, 640
 
 
 class Paths(pl.Callback):
@@ -57,25 +57,9 @@ class Paths(pl.Callback):
 def train(model_kwargs: dict[str, Any], updates: int, callbacks: Sequence[pl.Callback] = ()) -> nn.Conv2d:
     """Trains a network of two layers on contours, with seed 0; returns its first depthwise convolution."""
     pl.seed_everything(0, verbose=False)
-    module = Classifier(
-        "study_convmixer",
-        num_classes=2,
-        model_kwargs={"dim": 32, "depth": 2, **model_kwargs},
-        lr=1e-2,
-        positions_lr_scale=POSITIONS_LR_SCALE,
-        warmup_epochs=0.2,
-        label_smoothing=0.0,
-    )
-    trainer = pl.Trainer(
-        max_epochs=2,
-        max_steps=updates,
-        limit_val_batches=0,
-        devices=1,
-        callbacks=list(callbacks),
-        enable_model_summary=False,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
+    module = classifier({"dim": 32, "depth": 2, **model_kwargs}, 2, POSITIONS_LR_SCALE, EPOCHS)
+    trainer = silent_trainer(
+        max_epochs=EPOCHS, max_steps=updates, limit_val_batches=0, callbacks=list(callbacks)
     )
     trainer.fit(module, datamodule=task_data(TASKS[FIRST], seed=0))
     return next(m for m in module.model.modules() if isinstance(m, nn.Conv2d) and m.groups > 1)
@@ -141,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="python -m train.study.picture", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--output", type=Path, required=True, help="PNG file to write")
-    parser.add_argument("--updates", type=int, default=UPDATES, help="length of each training")
+    parser.add_argument("--updates", type=count, default=UPDATES, help="length of each training")
     arguments = parser.parse_args(argv)
     paths = Paths()
     with quiet():

@@ -23,7 +23,7 @@ from train.study.tasks import LARGE, TASKS, Task, baselines
 from train.study.training import Run, execute
 
 LINE = "{experiment:8} {task:25} {variant:30} x{rate:<4g} seed {seed:<4} {top1:6.2f} %  {seconds:.0f} s"
-WIDTHS = {"small": 32, "large": 96}
+WIDTH, LARGE_WIDTH = 32, 96  # of the standard model
 
 
 def study(runs: Sequence[Run], tasks: dict[str, Task], width: int, workers: int) -> Iterable[list[Row]]:
@@ -66,14 +66,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     if unknown := set(options.experiments) - EXPERIMENTS.keys():
         parser.error(f"there is no experiment {min(unknown)!r}: choose from {', '.join(known)}")
-    path, tasks = options.out / "study.json", LARGE if options.large else TASKS
+    tasks, width = (LARGE, LARGE_WIDTH) if options.large else (TASKS, WIDTH)
+    path = options.out / "study.json"
     rows = earlier(path)
     chosen = options.experiments or known
     runs = [run for name in chosen for run in EXPERIMENTS[name](options.seeds, options.large)]
     left = [run for run in runs if run.task in tasks and not is_done(run, rows)]
     record = provenance("study", ["python", "-m", "train.study", *argv], packages=["pytorch-lightning"])
-    simple = {"baselines_on_contours": baselines(tasks[runs[0].task].side)}
-    for own in study(left, tasks, WIDTHS["large" if options.large else "small"], options.workers):
+    simple = {"baselines_on_contours": baselines(next(iter(tasks.values())).side)} if left else {}
+    for own in study(left, tasks, width, options.workers):
         rows = sorted([*rows, *own], key=order)
         write_json(path, {**record, "results": summary(rows), **simple, "runs": rows})
         for row in own:

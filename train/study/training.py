@@ -122,28 +122,15 @@ def fit(
     """
     begin, epochs = time.monotonic(), task.epochs * run.length
     pl.seed_everything(run.seed, verbose=False)
-    module = Classifier(
-        "study_convmixer",
-        num_classes=task.classes,
-        model_kwargs=kwargs,
-        lr=FINE_LR if source else LR,
-        positions_lr_scale=run.rate,
-        warmup_epochs=0.1 * epochs,
-        label_smoothing=0.0,
-    )
+    module = classifier(kwargs, task.classes, run.rate, epochs, FINE_LR if source else LR)
     curve = Curve()
     updates = epochs * (len(data.train_set) // BATCH)
-    trainer = pl.Trainer(
+    trainer = silent_trainer(
         max_epochs=epochs,
         check_val_every_n_epoch=None,
         val_check_interval=max(updates // run.moments, 1),
         num_sanity_val_steps=0,
         callbacks=[curve],
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         inference_mode=False,  # what is measured before a training is used on in it
     )
     if source:
@@ -155,6 +142,31 @@ def fit(
     trainer.fit(module, datamodule=data)
     row = {**run._asdict(), **parameters(module.model), "points": curve.points}
     return row | {"top1": curve.points[-1]["top1"], "seconds": round(time.monotonic() - begin, 1)}, module
+
+
+def classifier(kwargs: dict[str, Any], classes: int, rate: float, epochs: int, lr: float = LR) -> Classifier:
+    """A model of the study with the optimizer that all have; ``rate`` is the factor on that of positions."""
+    return Classifier(
+        "study_convmixer",
+        num_classes=classes,
+        model_kwargs=kwargs,
+        lr=lr,
+        positions_lr_scale=rate,
+        warmup_epochs=0.1 * epochs,
+        label_smoothing=0.0,
+    )
+
+
+def silent_trainer(**options: Any) -> pl.Trainer:
+    """A trainer on one device that writes and shows nothing."""
+    return pl.Trainer(
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
 
 
 @contextmanager
