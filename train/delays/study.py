@@ -25,6 +25,7 @@ from train.delays.data import spoken_digits
 from train.delays.module import NarrowDelays, SpikingClassifier
 from train.loaders import TaskData
 from train.pictures import write_picture
+from train.ranges import count
 
 NARROW, WIDE = [48, 48], [76, 76]
 CONDITIONS: dict[str, dict[str, Any]] = {
@@ -148,8 +149,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else list(argv)
     parser = argparse.ArgumentParser(prog="python -m train.delays study", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/delays_study"), help="folder to write to")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--seeds", type=count, default=5)
+    parser.add_argument("--epochs", type=count, default=40)
     options = parser.parse_args(argv)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     logging.getLogger("train").setLevel(logging.ERROR)
