@@ -19,7 +19,7 @@ demo: setup
 	$(BIN)/python -m hub export --checkpoint $(RUN)/checkpoints/last.ckpt --out $(RUN)
 	$(BIN)/python -m eval accuracy --model local-dir:$(RUN) --data $(RUN)/digits --output $(RUN)/results.json
 	$(BIN)/python -m eval kernels --model local-dir:$(RUN) --picture $(RUN)/kernels.png
-	$(BIN)/python -m eval predict --model local-dir:$(RUN) --picture $(RUN)/predictions.png $(RUN)/digits/val/*/*5.png
+	$(BIN)/python -m eval predict --model local-dir:$(RUN) --picture $(RUN)/predictions.png $(RUN)/digits/val/*/*[05][05].png
 	$(BIN)/python -m train fit --config configs/digits.yaml --model.name convnext_tiny --model.model_kwargs "{depths: [1, 1, 2, 1], dims: [24, 32, 48, 64], patch_size: 2, ls_init_value: 1.0}" --trainer.default_root_dir $(RUN)/plain
 	$(BIN)/python -m hub export --checkpoint $(RUN)/plain/checkpoints/last.ckpt --out $(RUN)/plain
 	$(BIN)/python -m eval accuracy --model local-dir:$(RUN)/plain --data $(RUN)/digits --output $(RUN)/plain/results.json
