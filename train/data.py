@@ -148,9 +148,8 @@ class Images(TaskData):
         return len(self.class_names)
 
     def setup(self, stage: str) -> None:
-        """Says what there is, where all processes have found the same."""
+        """Says what there is."""
         super().setup(stage)
-        self.agree(self.class_names)
         if stage == "fit" and self.train_set is not None and self.val_set is not None:
             sizes = (len(self.train_set), len(self.val_set), self.num_classes)
             classes = some(self.class_names, 10)
