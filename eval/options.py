@@ -132,10 +132,18 @@ def batch_options() -> argparse.ArgumentParser:
     return parent
 
 
+def exif_option() -> argparse.ArgumentParser:
+    """``--exif``."""
+    parent = argparse.ArgumentParser(add_help=False)
+    parent.add_argument("--exif", action="store_true", help="turn images as their EXIF data say, unlike timm")
+    return parent
+
+
 def evaluation_options() -> argparse.ArgumentParser:
     """How ``accuracy`` and ``robustness`` use a model; most options are those of timm's ``validate.py``."""
     parent = argparse.ArgumentParser(
-        add_help=False, parents=[model_options(), device_option(), batch_options(), json_option()]
+        add_help=False,
+        parents=[model_options(), device_option(), batch_options(), json_option(), exif_option()],
     )
     parent.add_argument("--img-size", type=at_least_1, help="pixels; the model's own by default")
     parent.add_argument("--crop-pct", type=share, help="share of the resized image that is seen")

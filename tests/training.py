@@ -124,6 +124,17 @@ class Kill(pl.Callback):
         self._at("end", trainer)
 
 
+class FailsOnAFullDisk(pl.Callback):
+    """Fails after an update when nothing can be saved any more."""
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, idx: int
+    ) -> None:
+        if idx == 2:
+            (Path(trainer.default_root_dir) / "checkpoints").touch()
+            raise RuntimeError("what failed first")
+
+
 class _Killer:
     def __reduce__(self) -> Any:
         os.kill(os.getpid(), signal.SIGKILL)

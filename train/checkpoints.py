@@ -17,7 +17,7 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint, StochasticWeightAveraging
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from dcls_models.files import replaced
+from dcls_models.files import one_line, replaced
 from train.ranges import Count, check_ranges
 from train.run_folder import LAST, put_aside
 from train.signals import SIGNALS, Stopped, set_handler
@@ -149,7 +149,10 @@ class KeepLast(Checkpoint):
         saveable = isinstance(exception, Exception) and not isinstance(exception, NotFiniteError | OSError)
         moved_on = trainer.global_step > self.started_at and trainer.training and not trainer.sanity_checking
         if saveable and moved_on and _between_updates(trainer) and trainer.world_size == 1 and self._handlers:
-            self._save(trainer, pl_module)
+            try:
+                self._save(trainer, pl_module)
+            except (OSError, NotFiniteError) as error:  # what failed first is what is to be said last
+                _logger.warning("%s", one_line(error))
         self._restore_handlers()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

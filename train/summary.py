@@ -73,7 +73,7 @@ def last_scores(trainer: pl.Trainer, headline: str) -> str:
     scores = {k: v for k, v in trainer.callback_metrics.items() if k.startswith(f"val/{headline}")}
     epoch, updates = trainer.lightning_module.validated  # type: ignore[union-attr]
     later = trainer.global_step - int(updates)
-    when = f" (in epoch {epoch + 1}, {later} updates before the end)" if later else ""
+    when = f" (in epoch {epoch + 1}, {later} update{'s' * (later > 1)} before the end)" if later else ""
     return in_words(scores, None) + when if scores else "nothing was validated (was there an epoch left?)"
 
 
