@@ -24,7 +24,7 @@ from hub import HubError
 from hub.card import plain_card, result_of
 from hub.folder import CARD, CONFIG, WEIGHTS, check_folder, config_sha256, written_at_once
 from hub.logits import check_logits, spread
-from hub.onnx import export_onnx
+from hub.onnx import export_onnx, images_below
 
 ORIGIN = ("origin_url", "paper_ids", "notes", "license", "tag", "url")  # of published weights
 KEPT_PRECISE = ("positions", "sigma", "running_mean", "running_var")
@@ -87,6 +87,8 @@ def export(
         raise HubError("dynamic_size and int8 are of the ONNX file: give --onnx as well")
     if compare and not int8:
         raise HubError("--images compares the int8 file with the model: give --int8 as well")
+    if compare:
+        images_below(compare, model)
     if (out / CARD).exists() and not (out / CONFIG).exists():
         raise HubError(f"{out} has a {CARD} that is not of an exported model: choose another folder")
     model = copy.deepcopy(model).eval().cpu().float()

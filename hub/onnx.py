@@ -1,6 +1,7 @@
 """``model.onnx``: written, and compared with the model at two sizes by onnxruntime."""
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,8 @@ def export_onnx(
         folder: Images on which it is printed too; without it, of random ones alone.
 
     Raises:
-        HubError: If a package is missing, torch cannot export the model, the file gives other logits, or the
-            folder has no images.
+        HubError: If a package is missing, torch cannot export the model, the file gives other logits, or
+            ``images_below`` refuses the folder.
     """
     _check_installed()
     larger = (images.shape[2] + LARGER[0], images.shape[3] + LARGER[1])
@@ -66,34 +67,48 @@ def export_onnx(
             print(_compared(path, model, folder))
 
 
+def images_below(folder: Path, model: nn.Module) -> list[str]:
+    """Up to ``COMPARED`` image files of a folder, evenly over all of them.
+
+    Raises:
+        HubError: If there are none, or the model does not take images.
+    """
+    if not folder.is_dir():
+        raise HubError(f"--images is not a folder: {folder}")
+    files = files_below(folder, EXTENSIONS)
+    if not files:
+        raise HubError(f"{folder} has no images ({' '.join(EXTENSIONS)})")
+    try:
+        transform_of(model)
+    except ValueError as error:
+        raise HubError(f"--images: {error}") from error
+    return files[:: -(-len(files) // COMPARED)]
+
+
 @torch.inference_mode()
 def _compared(path: Path, model: nn.Module, folder: Path) -> str:
     """What int8 changes on the images of a folder, in words."""
-    if not folder.is_dir():
-        raise HubError(f"--images is not a folder: {folder}")
-    files, transform = files_below(folder, EXTENSIONS), transform_of(model)
-    files = files[:: -(-len(files) // COMPARED) or 1]
-    if not files:
-        raise HubError(f"{folder} has no images ({' '.join(EXTENSIONS)})")
-    same, change, seen = 0, 0.0, 0.0
+    files, transform = images_below(folder, model), transform_of(model)
+    n, same, change, seen = 0, 0, 0.0, 0.0
     for start in range(0, len(files), BATCH):
-        images = torch.stack(
-            [_transformed(folder / file, transform) for file in files[start : start + BATCH]]
-        )
-        expected, logits = model(images), _run(path, images)
-        same += int((expected.argmax(1) == logits.argmax(1)).sum())
-        change, seen = max(change, (logits - expected).abs().max().item()), max(seen, spread(expected))
+        images = list(_transformed(files[start : start + BATCH], transform))
+        if images:
+            expected, logits = model(torch.stack(images)), _run(path, torch.stack(images))
+            n, same = n + len(images), same + int((expected.argmax(1) == logits.argmax(1)).sum())
+            change, seen = max(change, (logits - expected).abs().max().item()), max(seen, spread(expected))
     return (
-        f"int8 gives the same answer for {same} of {len(files)} images of {folder}; it changes their logits "
-        f"by at most {change:.2g} (they spread over {seen:.2g})"
+        f"int8 gives the same answer for {same} of {n} images of {folder}; it changes their logits by at "
+        f"most {change:.2g} (they spread over {seen:.2g})"
     )
 
 
-def _transformed(file: Path, transform: Any) -> torch.Tensor:
-    try:
-        return transform(read_image(file))
-    except (OSError, ValueError) as error:
-        raise HubError(f"{file} cannot be read as an image: {one_line(error)}") from error
+def _transformed(files: list[str], transform: Any) -> Iterator[torch.Tensor]:
+    """The images that can be read; the others are named."""
+    for file in files:
+        try:
+            yield transform(read_image(file))
+        except (OSError, ValueError) as error:
+            print(f"unreadable: {file}: {one_line(error)}")
 
 
 def _check_installed() -> None:

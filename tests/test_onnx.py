@@ -88,7 +88,9 @@ def test_every_family_at_any_batch_and_size(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_int8_at_any_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_int8_at_any_size(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     model = spread_out(timm.create_model("test_convnext_dcls").eval())
     photos = tmp_path / "photos"
@@ -102,8 +104,15 @@ def test_int8_at_any_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert re.search(r"int8 gives the same answer for [0-3] of 3 images of .*photos; it changes", out)
     assert {file.name for file in tmp_path.iterdir()} == {"model.onnx", "photos"}
     (photos / "4.png").write_bytes(b"no image")
-    with pytest.raises(HubError, match=r"4.png cannot be read as an image"):
-        export_onnx(model, path, torch.randn(2, 3, 96, 96), True, True, photos)
+    monkeypatch.chdir(tmp_path)
+    export_onnx(model, path, torch.randn(2, 3, 96, 96), True, int8=True, folder=Path("photos"))
+    out = capsys.readouterr().out
+    assert "unreadable: photos/4.png: " in out and "of 3 images of photos; it changes" in out
+    with pytest.raises(HubError, match="--images is not a folder: nowhere"):
+        export(model, tmp_path / "out", onnx=True, int8=True, compare=Path("nowhere"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(HubError, match=r"empty has no images \(\.png"):
+        export(model, tmp_path / "out", onnx=True, int8=True, compare=tmp_path / "empty")
     with pytest.raises(HubError, match="--images compares the int8 file with the model: give --int8 as well"):
         export(model, tmp_path / "out", onnx=True, compare=photos)
     proto = onnx.load(tmp_path / "model.onnx")

@@ -166,10 +166,9 @@ def _draw(stages: list[Stage], kernels: int) -> tuple[Figure, list[Callable[[int
                 axis.axis("off")
                 continue
             channel = furthest[column]
-            movers.append(_draw_paths(axis, stage.paths[:, :, channel, 0], stage.size))
-            axis.set_title(
-                f"{stage.title}, kernel {channel + 1}\nmoved {distances[channel]:.2f} px", fontsize=9
-            )
+            path = stage.paths[:, :, channel, 0]
+            movers.append(_draw_paths(axis, path, stage.size))
+            axis.set_title(f"{stage.title}, kernel {channel + 1}\n{_said(path)}", fontsize=9)
         line[0].set_ylabel("pixels from the centre", fontsize=8)
     for axis in axes[-1]:
         axis.set_xlabel("pixels from the centre", fontsize=8)
@@ -179,6 +178,11 @@ def _draw(stages: list[Stage], kernels: int) -> tuple[Figure, list[Callable[[int
     )
     figure.supxlabel(CAPTION, fontsize=8.5)
     return figure, movers
+
+
+def _said(path: torch.Tensor) -> str:
+    """How far the elements of one kernel have come on average, along ``(moments, 2, n)``."""
+    return f"moved {(path[-1] - path[0]).norm(dim=0).mean():.2f} px"
 
 
 def _draw_paths(axis: Axes, path: torch.Tensor, size: tuple[int, ...]) -> Callable[[int], None]:
@@ -199,8 +203,7 @@ def _draw_paths(axis: Axes, path: torch.Tensor, size: tuple[int, ...]) -> Callab
         for i, way in enumerate(ways):
             way.set_data(x[: moment + 1, i], y[: moment + 1, i])
         dots.set_offsets(places[moment, ::-1].T)
-        so_far = moved(path[: moment + 1].unsqueeze(2).unsqueeze(3)).item()
-        axis.title.set_text(f"{axis.title.get_text().splitlines()[0]}\nmoved {so_far:.2f} px")
+        axis.title.set_text(f"{axis.title.get_text().splitlines()[0]}\n{_said(path[: moment + 1])}")
 
     return move
 

@@ -14,14 +14,20 @@ ENGINES = ("torch", "inductor", "aotinductor", "onnxruntime", "openvino")
 _PRECISIONS = {"onnxruntime": {torch.float32: ""}, "openvino": {torch.float32: "f32", torch.bfloat16: "bf16"}}
 
 
-def compiled_ahead(model: nn.Module, images: torch.Tensor, file: Path) -> Any:
+def compiled_ahead(model: nn.Module, images: torch.Tensor, dtype: torch.dtype, file: Path) -> Any:
     """What AOTInductor makes of the exported model, for images of that size and layout.
 
     Args:
         model: Deployed.
         images: A batch.
+        dtype: float32: what autocast would do is not exported.
         file: ``.pt2`` package to write.
+
+    Raises:
+        ValueError: If another type is asked for.
     """
+    if dtype != torch.float32:
+        raise ValueError("--engine aotinductor runs in float32: leave out --dtype, or take inductor")
     with torch.no_grad():
         package = torch._inductor.aoti_compile_and_package(
             torch.export.export(model, (images,)), package_path=str(file)

@@ -210,10 +210,10 @@ def _deployed_step(
         return "contiguous", run_by(engine, model, images, settings.dtype, trims, file)
     model, images = deployed(name, settings)
     layout = _layout_of(model)
-    if settings.compiled or engine == "inductor":
+    if engine == "aotinductor":
+        model = compiled_ahead(model, images, settings.dtype, file.with_suffix(".pt2"))
+    elif settings.compiled or engine == "inductor":
         model.compile()
-    elif engine == "aotinductor":
-        model = compiled_ahead(model, images, file.with_suffix(".pt2"))
     return layout, _step(model, images, "deployed", settings.dtype)
 
 
