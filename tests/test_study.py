@@ -21,7 +21,7 @@ from train.study.textures import textures
 from train.study.training import CONTINUATIONS, DENSE, Run, execute
 
 DOCS = Path(__file__).parents[1] / "docs"
-SEEDS = {"rates": 1, "variants": 5, "curve": 3, "warm": 5}  # that docs report
+SEEDS = {"rates": 1, "variants": 5, "curve": 3, "warm": 5, "peers": 5}  # that docs report
 SMALL = TASKS[FIRST]._replace(images=320, epochs=2)
 
 
