@@ -14,7 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from dcls_models.layers import Dcls2d
+from dcls_models.layers import Dcls2d, tracing
 from dcls_models.layers.depthwise import cpu, depthwise_conv2d, operators
 from dcls_models.layers.positions import share_positions
 
@@ -281,7 +281,7 @@ def test_traced_code_has_aten_only():
 
 def test_a_torch_that_cannot_tell_export_from_compile_compiles_aten(monkeypatch):
     """torch 2.6 has no ``torch.compiler.is_exporting``."""
-    monkeypatch.setattr(operators, "_is_exporting", lambda: True)
+    monkeypatch.setattr(tracing, "is_exporting", lambda: True)
     assert compiled(layer_of(), image())[0] == ["aten"]
 
 

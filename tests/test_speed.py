@@ -12,7 +12,7 @@ from PIL import Image
 from dcls_models.layers import Dcls2d, linear
 from eval import cli as command_line
 from eval.section import markdown_table
-from eval.speed import engines, layer_times, peers, throughput, timing
+from eval.speed import engines, layer_times, peers, steps, throughput, timing
 
 MINE = """
 from timm.models import generate_default_cfgs, register_model
@@ -138,9 +138,9 @@ class TestThroughput:
         model = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 1, bias=False), torch.nn.Flatten())
         images = torch.randn(2, 1, 64, 64)
         output = 4 * 2 * 8 * 64 * 64
-        inference = timing.peak_memory(throughput._step(model, images, "inference", torch.float32))
+        inference = timing.peak_memory(steps.step_of(model, images, "inference", torch.float32))
         assert output <= inference < 1.1 * output
-        training = timing.peak_memory(throughput._step(model, images, "train", torch.float32))
+        training = timing.peak_memory(steps.step_of(model, images, "train", torch.float32))
         assert 2 * output <= training < 5 * output
 
     @pytest.mark.slow
@@ -184,7 +184,7 @@ class TestThroughput:
         small = partial(timm.create_model, "convnext_dcls_audio_tiny", depths=(1, 1, 1, 1), dims=(8,) * 4)
         monkeypatch.setattr(throughput, "build", lambda name, mode, pretrained: small())
         seen = []
-        monkeypatch.setattr(throughput, "_step", lambda model, images, *_: lambda: seen.append(images.shape))
+        monkeypatch.setattr(throughput, "step_of", lambda model, images, *_: lambda: seen.append(images.shape))
         throughput.throughput(["convnext_dcls_audio_tiny"], ["inference"], rounds=1)
         assert set(seen) == {(4, 1, 128, 1001)}
 
@@ -224,7 +224,7 @@ class TestThroughput:
     def test_a_training_step_trains(self):
         model = throughput.build("test_convnext_dcls", "train")
         before = [p.detach().clone() for p in model.parameters()]
-        throughput._step(model, torch.randn(2, 3, 64, 64), "train", torch.float32)()
+        steps.step_of(model, torch.randn(2, 3, 64, 64), "train", torch.float32)()
         changed = [not torch.equal(a, p) for a, p in zip(before, model.parameters(), strict=True)]
         assert sum(changed) > len(changed) * 0.9
 

@@ -17,12 +17,14 @@ from .depthwise import depthwise_conv2d
 from .in_range import as_loaded, clamp_positions, forget_loaded, inside
 from .interpolation import SCHEMES, dense_kernel
 from .kernel_cache import KeptKernel, kept_kernel
+from .long_kernels import conv1d
 from .positions import ReadsPositions, hold
 from .trimming import trim as trim_convolutions
 
 torch.fx.wrap("dense_kernel")
 torch.fx.wrap("inside")
 torch.fx.wrap("depthwise_conv2d")
+torch.fx.wrap("conv1d")
 
 
 def sizes(size: int | tuple[int, ...], axes: int, name: str) -> tuple[int, ...]:
@@ -226,6 +228,13 @@ class Dcls1d(DclsNd, nn.Conv1d):
 
     dense_class = nn.Conv1d
     learned_axes = 1
+
+    def _convolve(self, input: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
+        plain = self.stride == self.dilation == (1,) and self.padding_mode == "zeros"
+        usual = type(self)._conv_forward is nn.Conv1d._conv_forward  # so also where torch changed the class
+        if usual and plain:
+            return conv1d(input, kernel, self.bias, self.padding, self.groups)
+        return super()._convolve(input, kernel)
 
 
 @register_notrace_module
