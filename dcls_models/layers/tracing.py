@@ -19,11 +19,12 @@ def is_transformed(*tensors: torch.Tensor | None) -> bool:
     if forward_ad._current_level >= 0:
         return True
     if torch.compiler.is_compiling():
-        return _is_in_transform()
+        return is_in_transform()
     # the older vmap is that of ``is_grads_batched`` and ``torch.autograd.functional``
     return any(is_functorch_wrapped_tensor(t) or is_legacy_batchedtensor(t) for t in tensors if t is not None)
 
 
 @torch.compiler.assume_constant_result  # asked while the compiler traces; it guards the transforms itself
-def _is_in_transform() -> bool:
+def is_in_transform() -> bool:
+    """Whether a transform of ``torch.func`` is at work, on whatever tensors."""
     return peek_interpreter_stack() is not None

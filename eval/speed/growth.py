@@ -136,7 +136,9 @@ def run(arguments: argparse.Namespace) -> None:
     """Times a ConvNeXt over sizes of images, batches and kernels."""
     torch.set_num_threads(arguments.threads or torch.get_num_threads())
     where = arguments.device, getattr(torch, arguments.dtype)
-    rows = [row for mode in arguments.modes for row in growth(mode, arguments.model, arguments.rounds, *where)]
+    rows = [
+        row for mode in arguments.modes for row in growth(mode, arguments.model, arguments.rounds, *where)
+    ]
     result = {"rows": rows}
     write_result(arguments, result, lambda: draw(result))
     print(tables(result))

@@ -60,7 +60,9 @@ def long_kernels(
         layers: dict[str, nn.Module] = {
             "dcls": ours,
             "same": nn.Conv1d(channels, channels, size, **words),
-            "dilated": nn.Conv1d(channels, channels, elements, **words, dilation=(size - 1) // (elements - 1)),
+            "dilated": nn.Conv1d(
+                channels, channels, elements, **words, dilation=(size - 1) // (elements - 1)
+            ),
         }
         if authors:
             layers["authors"] = authors_layer(ours)
@@ -68,7 +70,13 @@ def long_kernels(
         for mode in MODES:
             calls = {n: _step(m.to(device).train(mode == "train"), sounds, mode) for n, m in layers.items()}
             timings = time_in_turns(calls, device, rounds, SECONDS)
-            shape = {"batch": batch, "channels": channels, "groups": groups, "samples": length, "kernel": size}
+            shape = {
+                "batch": batch,
+                "channels": channels,
+                "groups": groups,
+                "samples": length,
+                "kernel": size,
+            }
             rows.append({**shape, "mode": mode, "ms": {n: ms._asdict() for n, ms in timings.items()}})
     return rows
 
@@ -121,7 +129,9 @@ def add_commands(commands: Any) -> None:
     command.add_argument("--threads", type=at_least_1, help="of the CPU")
     command.add_argument("--rounds", type=at_least_1, default=7, help="runs of each, in turns")
     command.add_argument("--kernel-sizes", nargs="+", type=odd, default=[257, 1025, 2049])
-    command.add_argument("--samples", nargs="+", type=at_least_1, default=[4000, 16000], help="of a recording")
+    command.add_argument(
+        "--samples", nargs="+", type=at_least_1, default=[4000, 16000], help="of a recording"
+    )
     command.add_argument("--batch-sizes", nargs="+", type=at_least_1, default=[1, 8])
     command.add_argument("--channels", type=at_least_1, default=64)
     command.add_argument("--elements", type=at_least_1, default=5, help="per kernel, at least 2")
