@@ -177,7 +177,7 @@ class DclsNd(ReadsPositions, _ConvNd):
     def __prepare_scriptable__(self) -> "DclsNd":
         """``torch.jit.script`` cannot reach a holder: it gets the kernel as it is now."""
         self._scripted_kernel = self.kernel().detach()
-        self._kept = None  # nothing that TorchScript knows
+        self.__dict__.pop("_kept", None)  # TorchScript has no type for it
         return self
 
     @torch.no_grad()

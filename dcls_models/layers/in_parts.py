@@ -1,4 +1,4 @@
-"""A kernel built part by part: what is made on the way stays in the caches of a CPU, and nothing of it is kept."""
+"""A kernel built part by part: what is made on the way stays in the caches of a CPU and is not kept."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

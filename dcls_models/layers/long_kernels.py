@@ -60,9 +60,9 @@ def _fits(input: torch.Tensor, kernel: torch.Tensor, padding: Sequence[int]) -> 
 
 def fft_pays(input: torch.Tensor, kernel: torch.Tensor) -> bool:
     """Whether ``fft_convolution`` is the faster one in training and in inference."""
-    # Measured with torch 2.14 on one thread (AVX-512), 8 to 256 channels, 500 to 16000 samples, batch 1 and 8,
-    # K of 15 to 2049. Depthwise it was from 63 on. The spectra of dense kernels are more than what an input
-    # as short as 500 samples saves; with 4000 samples it was faster from 63 on for all numbers of channels.
+    # Measured with torch 2.14 on one thread (AVX-512), 8 to 256 channels, 500 to 16000 samples, batch 1 and
+    # 8, K of 15 to 2049: depthwise it was from K 63 on, dense with 4000 samples or more too. In 500 samples
+    # the spectra of 256 x 256 dense kernels cost three times what they save.
     if kernel.shape[1] == 1:
         return kernel.shape[-1] >= DEPTHWISE_FROM
     return kernel.shape[-1] >= DENSE_FROM and len(input) * input.shape[-1] >= DENSE_SAMPLES

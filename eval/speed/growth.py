@@ -63,8 +63,8 @@ def growth(
         dtype: float32, or a shorter one for autocast.
 
     Returns:
-        Per value of ``GRID``, with all else as in ``BASE``: ``along`` (the field), the point, ``mode``, ``ms`` and
-        ``layout`` by model, each in its faster layout, and ``ratio``, the time of ours by that of the plain one.
+        Per value of ``GRID``, with all else as in ``BASE``: ``along`` (the field), the point, ``mode``, by
+        model ``ms`` and ``layout``, the faster one, and ``ratio``, our time by that of the plain model.
     """
     measured: dict[Point, dict[str, Any]] = {}
     rows = []
