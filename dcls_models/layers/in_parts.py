@@ -25,9 +25,9 @@ def in_parts(build: Build, weight: torch.Tensor, *by_axis: torch.Tensor) -> torc
         *by_axis: Tensors ``(axes, *weight.shape)``.
     """
     tensors = (weight, *by_axis)
-    if not weight.is_cpu or weight.numel() < FROM or any(t.shape[1:] != weight.shape for t in by_axis):
-        return build(*tensors)
     if torch.compiler.is_compiling() or is_recorded() or is_in_transform() or is_transformed(*tensors):
+        return build(*tensors)  # before sizes are compared, which tracers would note
+    if not weight.is_cpu or weight.numel() < FROM or any(t.shape[1:] != weight.shape for t in by_axis):
         return build(*tensors)
     kernel: torch.Tensor = _InParts.apply(build, *tensors)
     return kernel

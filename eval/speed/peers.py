@@ -1,6 +1,7 @@
 """What models of the zoo are compared with: the authors' own layers (``pip install DCLS``), plain ones."""
 
 import logging
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ def authors_layer(layer: Dcls1d | Dcls2d) -> nn.Module:
         ValueError: If their package is not installed.
     """
     try:
-        from DCLS.construct import modules
+        modules = import_module("DCLS.construct.modules")
     except ImportError as error:
         raise ValueError("the authors' layers need their package: pip install DCLS") from error
     logging.disable(logging.WARNING)  # that a GPU extension of theirs is not installed, once per layer
