@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from .depthwise import depthwise_conv2d
+from .depthwise.layout import layout_of, prefers_contiguous
 from .in_range import as_loaded, clamp_positions, forget_loaded, inside
 from .interpolation import SCHEMES, dense_kernel
 from .kernel_cache import KeptKernel, kept_kernel
@@ -258,6 +259,9 @@ class Dcls2d(DclsNd, nn.Conv2d):
         usual = type(self)._conv_forward is nn.Conv2d._conv_forward  # so also where torch changed the class
         if usual and depthwise and plain and isinstance(padding, tuple):
             return depthwise_conv2d(input, kernel, self.bias, padding)
+        if self.groups == 1 and prefers_contiguous(input, kernel):
+            output = super()._convolve(input.contiguous(), kernel)
+            return output.contiguous(memory_format=layout_of(input))
         return super()._convolve(input, kernel)
 
 

@@ -94,8 +94,8 @@ def fft_convolution(
     count = -(-outputs // step)
     padded = F.pad(input, (before, count * step + size - 1 - before - length))
     blocks = padded.unfold(-1, block, step).movedim(2, 0)  # B N I block
-    taps = torch.fft.rfft(kernel, block).conj()
-    spectra = _product(torch.fft.rfft(blocks), taps, groups)
+    # the kernel is not flipped; its spectrum, the largest tensor here, is not conjugated for that
+    spectra = _product(torch.fft.rfft(blocks).conj(), torch.fft.rfft(kernel, block), groups).conj()
     signal = torch.fft.irfft(spectra, block)[..., :step]
     return signal.movedim(0, 2).reshape(batch, channels, count * step)[..., :outputs]
 
