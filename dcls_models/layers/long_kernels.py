@@ -104,10 +104,8 @@ def _product(signal: torch.Tensor, taps: torch.Tensor, groups: int) -> torch.Ten
     """``(B, N, I, F)`` and ``(O, I / G, F)`` to ``(B, N, O, F)``: a matrix product at each frequency."""
     if taps.shape[1] == 1 and len(taps) == groups:
         return signal * taps[:, 0]
-    by_group = signal.unflatten(2, (groups, -1)).permute(4, 2, 0, 1, 3)  # F G B N I/G
-    matrices = taps.unflatten(0, (groups, -1)).permute(3, 0, 2, 1)  # F G I/G O/G
-    product = (by_group.flatten(2, 3) @ matrices).unflatten(2, by_group.shape[2:4])
-    return product.permute(2, 3, 1, 4, 0).flatten(2, 3)
+    by_group = signal.unflatten(2, (groups, -1)), taps.unflatten(0, (groups, -1))
+    return torch.einsum("bngif,goif->bngof", *by_group).flatten(2, 3)
 
 
 def _fast(length: int) -> int:
