@@ -479,5 +479,5 @@ def test_dense_kernels_meet_few_pixels_in_their_own_layout(side):
     torch.testing.assert_close(output, expected, check_stride=False)
     grads = [torch.autograd.grad(y.square().sum(), layer.weight)[0] for y in (output, expected)]
     torch.testing.assert_close(*grads)
-    traced = torch.fx.symbolic_trace(layer)
+    traced = torch.fx.symbolic_trace(torch.nn.Sequential(layer))
     torch.testing.assert_close(traced(tall), expected, check_stride=False)

@@ -133,7 +133,7 @@ def test_recorded_code_has_aten_only(by_fft):
     ):
         torch.testing.assert_close(program(x).detach(), expected)
     assert not by_fft
-    calls_the_same = torch.fx.symbolic_trace(layer)
+    calls_the_same = torch.fx.symbolic_trace(torch.nn.Sequential(layer))
     torch.testing.assert_close(calls_the_same(x).detach(), expected)
     assert len(by_fft) == 1
 
