@@ -16,7 +16,7 @@ from eval.section import Section, markdown_table
 from eval.speed.steps import step_of
 from eval.speed.timing import LAYOUTS, time_in_turns
 
-SECONDS = 10.0  # of runs of one model at one point; three runs at least
+SECONDS = 2.0  # of runs of one model at one point; three runs at least
 MODES = ("inference", "train")
 
 
