@@ -312,7 +312,7 @@ class TestGrowth:
         monkeypatch.setattr(growth, "GRID", dict.fromkeys(growth.MODES, grid))
         output, picture = tmp_path / "growth.json", tmp_path / "growth.png"
         options = ["--rounds", 1, "--device", "cpu", "--output", output, "--picture", picture]
-        run("growth", "--model", "test_convnext", *options)
+        run("growth", "--model", "test_convnext", "--along", *grid, *options)
         rows = json.loads(output.read_text())["rows"]
         points = [(r["along"], r["mode"], r["side"], r["kernel"], r["elements"]) for r in rows]
         one = [("side", 32, 7, 3), ("side", 64, 7, 3), ("kernel", 32, 7, 3), ("kernel", 32, 9, 3)]

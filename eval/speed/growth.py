@@ -48,6 +48,7 @@ BASE = {"inference": Point(), "train": Point(batch=2)}
 
 def growth(
     mode: str,
+    fields: Sequence[str] = Point._fields,
     model: str = "convnext_tiny",
     rounds: int = 5,
     device: str = "cpu",
@@ -57,6 +58,7 @@ def growth(
 
     Args:
         mode: ``inference`` or ``train``.
+        fields: Of ``Point``: what changes.
         model: The plain ConvNeXt, of timm.
         rounds: Runs of each model in each layout.
         device: Where to compute.
@@ -68,8 +70,8 @@ def growth(
     """
     measured: dict[Point, dict[str, Any]] = {}
     rows = []
-    for along, values in GRID[mode].items():
-        for value in values:
+    for along in fields:
+        for value in GRID[mode][along]:
             point = BASE[mode]._replace(**{along: value})
             if point not in measured:
                 measured[point] = _compare(point, mode, model, rounds, device, dtype)
@@ -136,9 +138,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Times a ConvNeXt over sizes of images, batches and kernels."""
     torch.set_num_threads(arguments.threads or torch.get_num_threads())
     where = arguments.device, getattr(torch, arguments.dtype)
-    rows = [
-        row for mode in arguments.modes for row in growth(mode, arguments.model, arguments.rounds, *where)
-    ]
+    what = arguments.along, arguments.model, arguments.rounds
+    rows = [row for mode in arguments.modes for row in growth(mode, *what, *where)]
     result = {"rows": rows}
     write_result(arguments, result, lambda: draw(result))
     print(tables(result))
@@ -151,4 +152,5 @@ def add_commands(commands: Any) -> None:
     )
     command.add_argument("--model", default="convnext_tiny", help="a ConvNeXt of timm that has a DCLS twin")
     command.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES)
+    command.add_argument("--along", nargs="+", default=list(Point._fields), choices=Point._fields)
     command.set_defaults(run=run, rounds=5)
