@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import timm
 import torch
@@ -17,6 +18,7 @@ from .spectrogram import LogMel
 
 WEIGHTS_FROM = ("pretrained_cfg", "pretrained_cfg_overlay")  # where a training started from
 CONFIG = "config.json"
+_CLIENTS = {"huggingface_hub", "httpx", "httpcore", "requests", "urllib3"}  # raise errors of their own
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,14 @@ def load_model(
     if _stored_front_end(name):
         model.front_end = LogMel(**front_end_settings(name))
     return model
+
+
+def why_no_download(error: Exception) -> str | None:
+    """Why timm, huggingface_hub or the authors' server gave no file; None for an error of another kind."""
+    package = type(error).__module__.partition(".")[0]
+    if package in _CLIENTS or isinstance(error, URLError) or str(error).startswith("cannot download"):
+        return one_line(error).partition("; try again")[0]
+    return None
 
 
 def config_of(name: str) -> dict[str, Any]:

@@ -4,15 +4,11 @@ import argparse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import torch
 from torch import nn
 
-from dcls_models.files import one_line
-from dcls_models.loading import load_model
-
-CLIENTS = {"huggingface_hub", "httpx", "httpcore", "requests", "urllib3"}  # raise errors of their own
+from dcls_models.loading import load_model, why_no_download
 
 
 def at_least_1(text: str) -> int:
@@ -83,20 +79,14 @@ def load(
     try:
         return load_model(name, checkpoint, **kwargs)
     except Exception as error:
-        if checkpoint or not _is_of_a_download(error):
+        reason = why_no_download(error)
+        if checkpoint or reason is None:
             raise
-        reason = one_line(error).partition("; try again")[0]
         raise ValueError(
             f"{option} {name}: its weights cannot be downloaded ({reason}); try again later, or give weights "
             f"that are here: {option} local-dir:FOLDER, which python -m hub convert makes of a file of the "
             "authors, and python -m hub download of a repository"
         ) from error
-
-
-def _is_of_a_download(error: Exception) -> bool:
-    """Whether timm, huggingface_hub or the authors' server did not give a file."""
-    package = type(error).__module__.partition(".")[0]
-    return package in CLIENTS or isinstance(error, URLError) or str(error).startswith("cannot download")
 
 
 def models(arguments: argparse.Namespace) -> Iterator[tuple[str, nn.Module]]:
@@ -142,10 +132,18 @@ def batch_options() -> argparse.ArgumentParser:
     return parent
 
 
+def exif_option() -> argparse.ArgumentParser:
+    """``--exif``."""
+    parent = argparse.ArgumentParser(add_help=False)
+    parent.add_argument("--exif", action="store_true", help="turn images as their EXIF data say, unlike timm")
+    return parent
+
+
 def evaluation_options() -> argparse.ArgumentParser:
     """How ``accuracy`` and ``robustness`` use a model; most options are those of timm's ``validate.py``."""
     parent = argparse.ArgumentParser(
-        add_help=False, parents=[model_options(), device_option(), batch_options(), json_option()]
+        add_help=False,
+        parents=[model_options(), device_option(), batch_options(), json_option(), exif_option()],
     )
     parent.add_argument("--img-size", type=at_least_1, help="pixels; the model's own by default")
     parent.add_argument("--crop-pct", type=share, help="share of the resized image that is seen")

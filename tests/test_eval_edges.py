@@ -50,6 +50,28 @@ def accuracy(model: str, data: Path, output: Path, *more: str) -> dict[str, obje
     return json.loads(output.read_text(encoding="utf-8"))
 
 
+def test_turned_as_exif_says_if_asked_for(model: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """The numbers are then those of images that were turned before."""
+    pixels = np.zeros((40, 40, 3), dtype=np.uint8)
+    pixels[:20, :, 0] = pixels[:, :10, 1] = 250
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for kind in ("plain", "tagged", "turned"):
+        for name in "abc":
+            (tmp_path / kind / name).mkdir(parents=True)
+            image = Image.fromarray(np.rot90(pixels, 3 * (kind == "turned")).copy())
+            image.save(tmp_path / kind / name / "1.png", **({"exif": exif} if kind == "tagged" else {}))
+
+    def said(kind: str, *more: str) -> tuple[object, str]:
+        losses = accuracy(model, tmp_path / kind, tmp_path / f"{kind}{len(more)}.json", *more)["loss"]
+        capsys.readouterr()
+        main(["predict", "--model", model, str(tmp_path / kind / "a"), *more])
+        return losses, capsys.readouterr().out.rpartition(": ")[2]
+
+    assert said("tagged") == said("plain") != said("turned")
+    assert said("tagged", "--exif") == said("turned")
+
+
 class TestHeldOut:
     @pytest.fixture(scope="class")
     def trained(self, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:

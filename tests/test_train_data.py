@@ -3,6 +3,7 @@
 import csv
 import logging
 import re
+import shutil
 import tarfile
 from itertools import islice
 from types import SimpleNamespace
@@ -13,8 +14,14 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from tests import audio_files
+from tests.audio_files import write_sounds
+from tests.test_train_delays import write_arrays
 from tests.training import RANDOM, fit, in_child, last, same, write_images
+from train.audio.data import Sounds
 from train.data import Images
+from train.delays.data import SpikeData
+from train.dense.segmentation import SegmentationData
 from train.errors import DataError
 from train.loaders import TrainLoader
 from train.place import Place
@@ -168,32 +175,76 @@ def test_fewer_than_two_classes_are_refused(tmp_path):
         Images(str(write_images(tmp_path, classes=1)))
 
 
-def found_by(rank, folder, roots):
-    """What a process says of its own folder."""
+class TestNothingCanBeRead:
+    """Then there is no result, and no exit code 0."""
+
+    @pytest.mark.parametrize("command", ["validate", "predict", "fit"])
+    def test_of_images(self, images, tmp_path, command):
+        root = tmp_path / "images"
+        shutil.copytree(images, root)
+        fit(images, tmp_path / "run", "--trainer.max_epochs", "1")
+        for file in (root / "val").rglob("*.png"):
+            file.write_bytes(b"no image")
+        flags = [] if command == "fit" else ["--ckpt_path", "last"]
+        flags += ["--data.predict_root", str(root / "val")] if command == "predict" else []
+        with pytest.raises(DataError, match="none of what was to be measured could be read"):
+            fit(root, tmp_path / "run", *flags, command=command)
+        assert not (tmp_path / "run" / "predictions.csv").exists()
+
+    def test_of_sounds(self, tmp_path):
+        root = tmp_path / "sounds"
+        write_sounds(root / "train", count=4)
+        write_sounds(root / "val", count=3)
+        for file in (root / "val").rglob("*.wav"):
+            file.write_bytes(b"no sound")
+        with pytest.raises(DataError, match="none of what was to be measured could be read"):
+            audio_files.fit(root, tmp_path / "run", "--trainer.max_epochs", "1")
+
+
+def found_by(rank, folder, scenes):
+    """What a process says of its own folders."""
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
     )
-    data = Images(str(roots[rank]), img_size=32)
-    data.trainer = SimpleNamespace(world_size=2)
-    try:
-        data.agree(data.class_names)
-    except ValueError as error:
-        (folder / f"{rank}.txt").write_text(str(error))
+    root = folder / str(rank)
+    for data in (
+        Images(str(root / "images"), img_size=32),
+        Sounds(str(root / "sounds"), front_end={"sample_rate": 8000, "high": 3900}, seconds=0.5),
+        SpikeData(str(root / "spikes"), batch_size=8),
+        SegmentationData(scenes=scenes[rank], val_scenes=2, batch_size=2),
+    ):
+        data.trainer = SimpleNamespace(world_size=2)
+        try:
+            data.setup("validate")
+        except ValueError as error:
+            (folder / f"{rank}_{type(data).__name__}.txt").write_text(str(error))
 
 
 @pytest.mark.parametrize("others", [False, True])
 def test_processes_compare_what_they_have_found(tmp_path, others):
-    roots = [write_images(tmp_path / "a"), write_images(tmp_path / "b")]
+    for rank in range(2):
+        write_images(tmp_path / str(rank) / "images")
+        write_sounds(tmp_path / str(rank) / "sounds")
+        (tmp_path / str(rank) / "spikes").mkdir()
+        write_arrays(tmp_path / str(rank) / "spikes", train=24 + 3 * rank * others)
     if others:
         for split in ("train", "val"):
-            (roots[1] / split / "class_3").rename(roots[1] / split / "zebra")
-    children = [in_child(found_by, rank, tmp_path, roots) for rank in range(2)]
+            folder = tmp_path / "1" / "images" / split
+            (folder / "class_3").rename(folder / "zebra")
+        (tmp_path / "1" / "sounds" / "tone_0" / "0.wav").rename(
+            tmp_path / "1" / "sounds" / "tone_0" / "x.wav"
+        )
+    children = [in_child(found_by, rank, tmp_path, (4, 4 + others)) for rank in range(2)]
     for child in children:
         child.join(100)
-    said = [(tmp_path / f"{rank}.txt") for rank in range(2)]
-    assert [file.is_file() for file in said] == [others, others]
+        assert child.exitcode == 0
+    said = {file.stem: file.read_text() for file in tmp_path.glob("*.txt")}
+    kinds = ("Images", "Sounds", "SpikeData", "SegmentationData") if others else ()
+    assert set(said) == {f"{rank}_{kind}" for kind in kinds for rank in range(2)}
+    assert all("process 1 found" in text for text in said.values())
     if others:
-        assert "process 1 found 4 classes" in said[0].read_text()
+        assert "process 1 found 11 classes and [5, 2] samples" in said["0_SegmentationData"]
+        assert "process 0 11 classes and [4, 2] samples" in said["0_SegmentationData"]
 
 
 def test_turned_as_exif_says_if_asked_for(tmp_path):

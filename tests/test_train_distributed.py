@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -71,6 +72,32 @@ def test_two_processes_stop_together_and_go_on(images, tmp_path):
     fit(images, tmp_path / "stopped", *more, "--ckpt_path", "last")
     whole, stopped = last(tmp_path / "whole"), last(tmp_path / "stopped")
     assert all(torch.equal(v, stopped["state_dict"][k]) for k, v in whole["state_dict"].items())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_processes_that_are_killed_go_on(images, tmp_path):
+    """Both at once, as a machine does that goes down."""
+    more = [*RANDOM, *TWO, "--trainer.max_epochs", "4", "--keep_last.every_n_updates", "1"]
+    fit(images, tmp_path / "whole", *more)
+    where = ["--data.root", str(images), "--trainer.default_root_dir", str(tmp_path / "killed")]
+    command = [sys.executable, "-m", "train", "fit", *TINY, *SMALL_DATA, *where, *more]
+    for resume in ([], ["--ckpt_path", "last"]):
+        process = subprocess.Popen([*command, *resume], start_new_session=True, stdout=subprocess.DEVNULL)
+        checkpoint = tmp_path / "killed" / "checkpoints" / "last.ckpt"
+        before = checkpoint.stat().st_mtime_ns if resume else 0
+        while process.poll() is None and not (
+            checkpoint.is_file() and checkpoint.stat().st_mtime_ns > before
+        ):
+            time.sleep(0.01)
+        assert process.poll() is None, "it is not over yet"
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert last(tmp_path / "killed")["global_step"] < last(tmp_path / "whole")["global_step"]
+    fit(images, tmp_path / "killed", *more, "--ckpt_path", "last")
+    whole, killed = last(tmp_path / "whole"), last(tmp_path / "killed")
+    assert whole["global_step"] == killed["global_step"]
+    assert all(torch.equal(v, killed["state_dict"][k]) for k, v in whole["state_dict"].items())
 
 
 def torchrun(processes):

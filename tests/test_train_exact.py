@@ -17,8 +17,11 @@ import torch
 
 from tests.training import RANDOM, TINY, Kill, Killed, callback, last, same, write_images
 from train.checkpoints import KeepLast
+from train.command import ClassifierCLI
 from train.command import main as classify
+from train.data import Images
 from train.dense import detection, segmentation
+from train.launch import launch
 from train.module import Classifier
 from train.study.tasks import Tensors
 
@@ -36,8 +39,23 @@ ALWAYS = ["--keep_last.every_n_updates", "1", "--trainer.log_every_n_steps", "1"
 LENGTH = ["--trainer.max_epochs", "2"]
 # a schedule that does not depend on the length of the training
 STEP = ("--model.sched", "step", "--model.sched_kwargs", "{decay_epochs: 1, decay_rate: 0.5}")
+
+
+class Passing(Images):
+    """Images whose workers end with each epoch."""
+
+    def loader_kwargs(self) -> dict[str, Any]:
+        return {**super().loader_kwargs(), "persistent_workers": False}
+
+
+def passing(args: list[str]) -> None:
+    """``python -m train``, with such workers."""
+    launch(ClassifierCLI, Classifier, Passing, {"prog": "python -m train"}, args)
+
+
 FLAGS = {
     classify: [*TINY, *RANDOM, "--data.batch_size", "8"],
+    passing: [*TINY, *RANDOM, "--data.batch_size", "8"],
     segmentation.main: [
         *("--model.name", "test_convnext_dcls", "--model.decoder_channels", "16"),
         *("--model.model_kwargs.drop_path_rate", "0.2", "--positions.kernels", "0"),
@@ -116,7 +134,7 @@ def undisturbed(sources: dict[str, list[str]], tmp_path_factory: pytest.TempPath
 def start(case: Case, run: Path, sources: dict[str, list[str]], *more: str, kill: Kill | None = None) -> None:
     if case.task is Tensors:
         return study(run, case, more, kill)
-    data = sources[case.source] if case.task is classify else DENSE
+    data = sources[case.source] if case.task in (classify, passing) else DENSE
     flags = [*FLAGS[case.task], *data, *ALWAYS, *LENGTH, "--trainer.default_root_dir", str(run)]
     if kill is not None:
         at = {"moment": kill.moment, "epoch": kill.at[0], "batch": kill.at[1]}
@@ -194,6 +212,8 @@ CASES = [
     Case("between epochs", segmentation.main, flags=BY_UPDATES),
     Case("middle", detection.main),
     Case("between epochs", detection.main, workers=1),
+    Case("middle", passing, workers=2),
+    Case("between epochs", passing, workers=1),
     Case("middle", Tensors),
     Case("between epochs", Tensors),
     pytest.param(Case("between epochs", workers=1, flags=tuple(TWO)), marks=pytest.mark.slow),
@@ -214,8 +234,8 @@ EVERY = [
     Case(moment, task, source, workers, None, flags, ONE_EPOCH)
     for moment in MOMENTS
     for task in (*FLAGS, Tensors)
-    for source in (("folder", "hfds", "wds") if task is classify else ("folder",))
-    for workers in ((0, 1, 2) if task is not Tensors else (0,))
+    for source in (("folder", "hfds", "wds") if task in (classify, passing) else ("folder",))
+    for workers in {Tensors: (0,), passing: (1, 2)}.get(task, (0, 1, 2))
     for flags in (((), tuple(TWO)) if task is classify else ((),))
     if not (task is Tensors and moment in ("made longer", "after validation"))
     if not flags or moment in STOPPED

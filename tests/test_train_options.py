@@ -4,6 +4,7 @@ import csv
 import inspect
 import json
 import logging
+import shutil
 
 import pytest
 import pytorch_lightning as pl
@@ -103,6 +104,24 @@ class TestRanges:
             ),
             (["--trainer.val_check_interval", "0.0"], "trainer.val_check_interval must be above 0"),
             (["--positions.every_n_epochs", "0"], "positions.every_n_epochs must be at least 1"),
+            (
+                ["--model.model_kwargs", "{drop_path_rate: .nan}"],
+                "model.model_kwargs.drop_path_rate must be at least 0 and below 1, got nan",
+            ),
+            (["--model.model_kwargs.drop_path_rate", "1.5"], "model.model_kwargs.drop_path_rate must be"),
+            (["--model.opt_kwargs", "{betas: [0.9, .inf]}"], "model.opt_kwargs.betas[1] must be finite"),
+            (["--model.opt_kwargs", "{eps: -1}"], "Invalid epsilon value: -1"),
+            (["--model.sched_kwargs", "{decay_rate: .nan}"], "model.sched_kwargs.decay_rate must be finite"),
+            (
+                ["--model.sched", "step", "--model.sched_kwargs", "{decay_epochs: 0}"],
+                "model.sched_kwargs.decay_epochs must be above 0, got 0",
+            ),
+            (["--model.mixup", "1", "--model.mixup_kwargs.prob", "2"], "model.mixup_kwargs.prob must be"),
+            (["--data.img_size", "1"], "does not take images of 3 x 1 x 1: choose another data.img_size"),
+            (
+                ["--model.model_kwargs", "{in_chans: 1}"],
+                "does not take images of 3 x 32 x 32: choose another data.img_size or other model.model_kw",
+            ),
         ],
     )
     def test_a_number_outside_is_refused_before_anything_is_written(self, images, tmp_path, flags, said):
@@ -197,8 +216,8 @@ class TestPlaces:
         assert config["data"]["root"] == str(root)
 
     def test_a_picture_that_cannot_be_drawn_costs_a_warning(self, images, tmp_path, caplog):
-        (tmp_path / "confusion.png" / "in the way").mkdir(parents=True)
-        fit(images, tmp_path, "--trainer.max_epochs", "1", "--report.pictures", "true")
+        draw = ["--report.pictures", "true", "--positions.kernels", "1", "--positions.filename", "no/p.png"]
+        fit(images, tmp_path, "--trainer.max_epochs", "1", *draw)
         assert last(tmp_path)["global_step"] == 6
         assert caplog.text.count("could not be drawn") == 1
         assert Image.open(tmp_path / "curves.png").width > 300
@@ -292,12 +311,14 @@ class TestLightning:
     @pytest.mark.parametrize(
         "flags", [["--trainer.max_steps", "8"], ["--trainer.check_val_every_n_epoch", "2"]]
     )
-    def test_an_epoch_without_a_validation_has_no_numbers_of_one(self, images, tmp_path, flags):
+    def test_an_epoch_without_a_validation_has_no_numbers_of_one(self, images, tmp_path, capsys, flags):
         """Neither those of the epoch before it."""
         often = ["--trainer.max_epochs", "2", *flags]
         fit(images, tmp_path, *often)
         measured = [bool(r["eval_loss"]) for r in csv.DictReader((tmp_path / "summary.csv").open())]
         assert measured == ([True, False] if "8" in flags else [False, True])
+        said = capsys.readouterr().err
+        assert ("% (in epoch 1, 2 updates before the end); curves" in said) == ("8" in flags)
 
     def test_averaged_at_the_end(self, images, tmp_path):
         """The weights of Lightning's StochasticWeightAveraging are those of the checkpoint."""
@@ -322,6 +343,22 @@ class TestLightning:
 
 
 class TestSaid:
+    def test_a_download_that_fails_names_the_option(self, images, tmp_path):
+        url = ["--model.model_kwargs.pretrained_cfg_overlay.url", "http://127.0.0.1:9/weights.pth"]
+        message = refused(images, tmp_path / "run", "--model.pretrained", "true", *url)
+        assert message.startswith("error: model.pretrained: the weights of test_convnext_dcls cannot be down")
+        assert "give --model.pretrained false" in message
+
+    def test_validating_a_run_that_was_moved_says_nothing_of_it(self, images, whole, tmp_path, recwarn):
+        shutil.copytree(whole, tmp_path / "moved")
+        fit(images, tmp_path / "moved", *RANDOM, *RESUME, command="validate")
+        assert not [w for w in recwarn if "dirpath" in str(w.message)]
+
+    def test_what_fails_on_a_full_disk_is_said(self, images, tmp_path, caplog):
+        with pytest.raises(RuntimeError, match="what failed first"):
+            fit(images, tmp_path, "--trainer.max_epochs", "1", *callback("FailsOnAFullDisk"))
+        assert "cannot write" in caplog.text
+
     def test_one_summary_and_one_line_an_epoch(self, images, tmp_path, caplog, capsys):
         with caplog.at_level(logging.INFO):
             fit(images, tmp_path, *RANDOM, "--trainer.enable_progress_bar", "true")

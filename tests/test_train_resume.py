@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from tests.training import RANDOM, callback, fit, in_child, last, same, write_images
+from tests.training import RANDOM, Killed, callback, contents, fit, in_child, last, main, same, write_images
 from train.signals import Stopped
 
 RESUME = ["--ckpt_path", "last"]
@@ -151,31 +151,30 @@ def test_the_last_checkpoint_is_found_or_it_is_an_error(images, tmp_path):
 
 @pytest.mark.parametrize(
     ("flags", "wrong"),
-    [(["--data.img_size", "2"], RuntimeError), (["--model.lr", "-1"], ValueError)],
+    [(callback("Kill", moment="batch", epoch=2, batch=0), Killed), (["--model.lr", "-1"], ValueError)],
     ids=["in the first update", "before it"],
 )
 def test_going_on_with_what_does_not_work_leaves_the_run_as_it_was(whole, images, tmp_path, flags, wrong):
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
-    files = [
-        tmp_path / "checkpoints" / "last.ckpt",
-        tmp_path / "logs" / "config.yaml",
-        tmp_path / "summary.csv",
-    ]
-    before = [file.read_bytes() for file in files]
-    rows = (tmp_path / "logs" / "metrics.csv").read_bytes()
+    before = contents(tmp_path)
     with pytest.raises(wrong):
         fit(images, tmp_path, *RANDOM, *flags, "--trainer.max_epochs", "3", *RESUME)
-    assert [file.read_bytes() for file in files] == before
-    assert (tmp_path / "logs" / "metrics.until_resumed_1.csv").read_bytes() == rows
+    assert contents(tmp_path) == before
 
 
-def test_after_a_fresh_start_that_failed_the_earlier_run_is_named(whole, images, tmp_path):
-    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "results.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"model\.opt"):
-        fit(images, tmp_path, *RANDOM, "--model.opt", "foo")
-    aside = tmp_path / "earlier_1"
-    assert same(last(aside), last(whole)) and (aside / "results.json").is_file()
+def test_going_on_as_the_last_line_of_a_training_says_keeps_its_metrics(whole, images, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    config = tmp_path / "run" / "logs" / "config.yaml"
+    rows = (tmp_path / "run" / "logs" / "metrics.csv").read_bytes()
+    command = ["fit", "--config", str(config), *RESUME, "--trainer.max_epochs", "3"]
+    main([*command, "--trainer.default_root_dir", str(tmp_path / "run")])
+    assert (tmp_path / "run" / "logs" / "metrics.until_resumed_1.csv").read_bytes() == rows
+    new = list(csv.DictReader((tmp_path / "run" / "logs" / "metrics.csv").open()))
+    assert {row["epoch"] for row in new} == {"2"}, "in the run's own folder, not in that of the config"
+
+
+def test_the_checkpoint_of_an_earlier_run_is_named(whole, images, tmp_path):
+    shutil.copytree(whole, tmp_path / "earlier_1")
     with pytest.raises(
         FileNotFoundError, match=r"of earlier runs there are .*earlier_1.checkpoints.last\.ckpt"
     ):

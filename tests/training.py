@@ -54,6 +54,11 @@ def fit(root: Path, run: Path, *more: str, command: str = "fit") -> None:
     main([command, *TINY, *SMALL_DATA, *where, *more])
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files below a folder, and what is in them."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
 def last(run: Path) -> dict[str, Any]:
     """What ``last.ckpt`` of a run holds."""
     return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
@@ -102,11 +107,8 @@ class Kill(pl.Callback):
         self.moment, self.at = moment, (epoch, batch)
 
     def _at(self, moment: str, trainer: pl.Trainer, batch: int = -1) -> None:
-        here = (
-            trainer.current_epoch,
-            batch,
-        ) == self.at and trainer.global_step > 0  # not before the training
-        if moment == self.moment and here:
+        trains = trainer.global_step > 0 or moment == "batch"  # and does not measure before
+        if moment == self.moment and trains and (trainer.current_epoch, batch) == self.at:
             raise Killed
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -120,6 +122,17 @@ class Kill(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._at("end", trainer)
+
+
+class FailsOnAFullDisk(pl.Callback):
+    """Fails after an update when nothing can be saved any more."""
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, idx: int
+    ) -> None:
+        if idx == 2:
+            (Path(trainer.default_root_dir) / "checkpoints").touch()
+            raise RuntimeError("what failed first")
 
 
 class _Killer:

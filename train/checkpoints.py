@@ -17,7 +17,7 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint, StochasticWeightAveraging
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from dcls_models.files import replaced
+from dcls_models.files import one_line, replaced
 from train.ranges import Count, check_ranges
 from train.run_folder import LAST, put_aside
 from train.signals import SIGNALS, Stopped, set_handler
@@ -90,15 +90,10 @@ class KeepLast(Checkpoint):
             raise ValueError("checkpoints are one file: --trainer.strategy.save_distributed_checkpoint false")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Takes the signals over from Lightning, which stops in the middle of an accumulation.
-
-        The checkpoints of an earlier run in the same folder are put aside.
-        """
+        """Takes the signals over from Lightning, which stops in the middle of an accumulation."""
         self.received, first = 0, 0.0
         self.started_at = trainer.global_step
         if trainer.is_global_zero and not trainer.fast_dev_run:
-            if trainer.global_step == 0:
-                put_aside(Path(trainer.default_root_dir), ("checkpoints",))
             for part in self.path(trainer).parent.glob(".*.part"):  # of a training that was killed
                 part.unlink()
 
@@ -112,6 +107,13 @@ class KeepLast(Checkpoint):
             _logger.warning("%s: saving after this update, then stopping", signal.Signals(signum).name)
 
         self._handlers = {s: set_handler(s, note) for s in SIGNALS}
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any
+    ) -> None:
+        """Puts the checkpoints of an earlier run in the same folder aside with the first update."""
+        if trainer.is_global_zero and trainer.global_step == 0 and not trainer.fast_dev_run:
+            put_aside(Path(trainer.default_root_dir), ("checkpoints",))
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -147,7 +149,10 @@ class KeepLast(Checkpoint):
         saveable = isinstance(exception, Exception) and not isinstance(exception, NotFiniteError | OSError)
         moved_on = trainer.global_step > self.started_at and trainer.training and not trainer.sanity_checking
         if saveable and moved_on and _between_updates(trainer) and trainer.world_size == 1 and self._handlers:
-            self._save(trainer, pl_module)
+            try:
+                self._save(trainer, pl_module)
+            except (OSError, NotFiniteError) as error:  # what failed first is what is to be said last
+                _logger.warning("%s", one_line(error))
         self._restore_handlers()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -2,8 +2,9 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
 from textwrap import shorten
@@ -19,11 +20,20 @@ from dcls_models.loading import Run
 from dcls_models.provenance import provenance
 from train.checkpoints import AtomicCheckpointIO, KeepLast
 from train.errors import reason
+from train.loggers import Waiting, loggers
 from train.models import SyncBatchNorm
 from train.positions import PositionsPicture
 from train.progress import Progress
 from train.ranges import Range
-from train.run_folder import check_checkpoint, compare, last_checkpoint, loggers, put_aside
+from train.run_folder import (
+    LEFT,
+    check_checkpoint,
+    check_folder,
+    compare,
+    keep_metrics,
+    last_checkpoint,
+    put_aside,
+)
 from train.summary import EpochLines, Summary, in_words
 
 INSTEAD: dict[type, str] = {
@@ -55,25 +65,39 @@ class Parser(LightningArgumentParser):
         )
 
 
-class SaveConfig(SaveConfigCallback):
-    """Saves the config as one to start from, without the checkpoint that this run goes on from."""
+class Begin(SaveConfigCallback):
+    """Makes the folder the run's own with its first update; a run that fails before leaves it as it was.
+
+    What an earlier run has left is put aside, the loggers write, and the config is saved as one to start
+    from, without the checkpoint that this run goes on from.
+    """
+
+    leaves_files = True
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Waits: a run that fails before its first update leaves the config of an earlier one."""
+        """Waits."""
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any
     ) -> None:
-        """Writes it, in UTF-8 whatever the locale."""
-        if self.already_saved or trainer.fast_dev_run:
+        """Begins, once."""
+        if self.already_saved:
             return
         self.already_saved = True
-        folder = trainer.log_dir
+        folder, config = trainer.log_dir, self.config.clone()
+        if trainer.is_global_zero:
+            root = Path(trainer.default_root_dir)
+            if config["ckpt_path"]:
+                keep_metrics(root)
+            else:
+                put_aside(root, LEFT if trainer.loggers else (*LEFT, self.config_filename))
+        for logger in trainer.loggers:
+            if isinstance(logger, Waiting):
+                logger.begin()
         if trainer.is_global_zero and folder is not None:
-            config = self.config.clone()
             config["ckpt_path"] = None
             Path(folder).mkdir(parents=True, exist_ok=True)
-            with replaced(Path(folder) / self.config_filename) as part:
+            with replaced(Path(folder) / self.config_filename) as part:  # in UTF-8 whatever the locale
                 part.write_text(self.parser.dump(config, skip_none=False), encoding="utf-8")
 
 
@@ -137,7 +161,7 @@ class TrainCLI(LightningCLI):
         path = self.config[subcommand]["ckpt_path"]
         try:
             if subcommand == "fit" and self.trainer.is_global_zero and not self.trainer.fast_dev_run:
-                with _locked_folder(Path(self.trainer.default_root_dir), fresh=not path):
+                with _locked_folder(Path(self.trainer.default_root_dir)):
                     super()._run_subcommand(subcommand)
             else:
                 super()._run_subcommand(subcommand)
@@ -152,14 +176,11 @@ class TrainCLI(LightningCLI):
         """Leaves the model as the config and the flags say: it is compared with the checkpoint instead."""
 
     def before_instantiate_classes(self) -> None:
-        """Logs ``fit`` as CSV and for TensorBoard, unless the user has chosen a logger; the rest prints."""
-        config = self.config[self.subcommand]
-        trainer = config["trainer"]
+        """Only ``fit`` leaves logs and a config; the rest prints, whatever folder the checkpoint is from."""
         if self.subcommand != "fit":
             self.save_config_callback = None
-            trainer["logger"] = False
-        elif trainer["logger"] in (None, True) and not (trainer["fast_dev_run"] or trainer["barebones"]):
-            trainer["logger"] = loggers(Path(trainer["default_root_dir"]), resumed=bool(config["ckpt_path"]))
+            self.config[self.subcommand]["trainer"]["logger"] = False
+            warnings.filterwarnings("ignore", r".*dirpath has changed")
 
     def instantiate_classes(self) -> None:
         """Makes the parts; a model whose weights come from a checkpoint needs no others before."""
@@ -173,8 +194,10 @@ class TrainCLI(LightningCLI):
             config["model"][key] = self.model.hparams[key] = value
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
-        """Adds what has no options."""
+        """Adds what has no options, and logs as CSV and for TensorBoard where no logger was chosen."""
         config = self.config_init[self.subcommand]["trainer"]
+        if config["logger"] in (None, True) and not (config["fast_dev_run"] or config["barebones"]):
+            kwargs["logger"] = loggers(Path(config["default_root_dir"]))
         plugins = config["plugins"] or []
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
         if config["sync_batchnorm"]:
@@ -250,15 +273,20 @@ class TrainCLI(LightningCLI):
 
 
 @contextmanager
-def _locked_folder(root: Path, fresh: bool) -> Iterator[None]:
-    """Nobody else trains in the run's folder; what an earlier run has left is aside if this one is fresh."""
+def _locked_folder(root: Path) -> Iterator[None]:
+    """Nobody else trains in the run's folder; one that was made for nothing is gone again."""
     way_out = "choose another --trainer.default_root_dir"
+    check_folder(root)
+    is_new = not root.exists()
     try:
         root.mkdir(parents=True, exist_ok=True)
         (root / ".lock").touch()
     except OSError as error:
         raise OSError(f"cannot write to the run's folder {root} ({error.strerror}): {way_out}") from error
-    with locked(root / ".lock", f"another training is running in {root}: {way_out}, or wait for its end"):
-        if fresh:
-            put_aside(root)
-        yield
+    try:
+        with locked(root / ".lock", f"another training is running in {root}: {way_out}, or wait for its end"):
+            yield
+    finally:
+        if is_new:
+            with suppress(OSError):  # there is something in it
+                root.rmdir()

@@ -5,6 +5,7 @@ from typing import Any
 
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser
 
+from dcls_models.files import check_writable
 from dcls_models.folders import holds_folders
 from dcls_models.loading import Run
 from dcls_models.provenance import state_dict_sha256
@@ -14,7 +15,7 @@ from train.launch import launch
 from train.models import has_weights
 from train.module import Classifier
 from train.readers import VAL_NAMES
-from train.report import PredictionWriter, Report
+from train.report import PredictionWriter, Report, predictions_file
 
 
 class ClassifierCLI(TrainCLI):
@@ -79,7 +80,12 @@ class ClassifierCLI(TrainCLI):
                 "head would be random; give --ckpt_path (last, or a file)"
             )
 
-    before_test = before_predict = before_validate
+    before_test = before_validate
+
+    def before_predict(self) -> None:
+        """Likewise, and that the result can be written."""
+        self.before_validate()
+        check_writable(predictions_file(self.trainer), "the list of predictions")
 
     def result(self, metrics: dict[str, float]) -> dict[str, Any]:
         """As ``eval accuracy`` writes it: of the averaged weights where there are any."""

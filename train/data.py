@@ -75,7 +75,7 @@ class Images(TaskData):
         std: Standard deviation of each channel.
         predict_root: Folder with images for ``predict``.
         names: Names of the classes instead of ``root``; ``predict`` takes the checkpoint's.
-        exif: Whether images are turned as their EXIF data say; timm, and ``eval``, do not.
+        exif: Whether images are turned as their EXIF data say, as ``--exif`` of ``eval`` does; timm does not.
         image_column: Column of the images (``hfds/``).
         label_column: Column of the labels (``hfds/``).
 
@@ -148,9 +148,8 @@ class Images(TaskData):
         return len(self.class_names)
 
     def setup(self, stage: str) -> None:
-        """Says what there is, where all processes have found the same."""
+        """Says what there is."""
         super().setup(stage)
-        self.agree(self.class_names)
         if stage == "fit" and self.train_set is not None and self.val_set is not None:
             sizes = (len(self.train_set), len(self.val_set), self.num_classes)
             classes = some(self.class_names, 10)

@@ -18,7 +18,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from dcls_models import CheckpointError
 from train.checkpoints import NotFiniteError
-from train.cli import Parser, SaveConfig, TrainCLI
+from train.cli import Begin, Parser, TrainCLI
 from train.errors import DataError, reason
 
 QUIET = (
@@ -61,7 +61,7 @@ def launch(
             args=args,
             seed_everything_default=0,
             auto_configure_optimizers=False,  # model.opt: the positions need their own group
-            save_config_callback=SaveConfig,
+            save_config_callback=Begin,
             save_config_kwargs={"overwrite": True},
             parser_class=Parser,
             parser_kwargs=parser,

@@ -129,12 +129,16 @@ class TaskData(pl.LightningDataModule):
         self.val_set: Any = None
 
     def setup(self, stage: str) -> None:
-        """Accumulates gradients so that an update sees ``total_batch_size`` samples, where that is given.
+        """Makes sure that all processes have found the same data, as different disks might not hold.
+
+        Gradients are accumulated so that an update sees ``total_batch_size`` samples, where that is given.
 
         Raises:
-            ValueError: If it is no multiple of what all devices see at once.
+            ValueError: If they have not, or the size is no multiple of what all devices see at once.
         """
         total, trainer = self.hparams.get("total_batch_size"), self.trainer
+        if trainer is not None and trainer.world_size > 1:
+            self._agree(trainer.world_size)
         if stage != "fit" or total is None or trainer is None:
             return
         at_once = self.hparams["batch_size"] * trainer.world_size
@@ -146,23 +150,19 @@ class TaskData(pl.LightningDataModule):
         trainer.accumulate_grad_batches = total // at_once
         _logger.info("gradients of %d batches make an update of %d %s", total // at_once, total, self.unit)
 
-    def agree(self, classes: list[str]) -> None:
-        """Makes sure that all processes have found the same data, as different disks might not hold.
-
-        Raises:
-            ValueError: If they have not.
-        """
-        if not self.trainer or self.trainer.world_size == 1:
-            return
-        mine = [classes, *(None if s is None else len(s) for s in (self.train_set, self.val_set))]
-        theirs: list[Any] = [None] * self.trainer.world_size
-        torch.distributed.all_gather_object(theirs, mine)
+    def _agree(self, processes: int) -> None:
+        classes = getattr(self, "class_names", None) or list(range(getattr(self, "num_classes", 0)))
+        sizes = [None if s is None else len(s) for s in (self.train_set, self.val_set)]
+        theirs: list[Any] = [None] * processes
+        torch.distributed.all_gather_object(theirs, [classes, self.hparams.get("files_sha256"), *sizes])
         for rank, other in enumerate(theirs):
             if other != theirs[0]:
-                counts = [f"{len(names)} classes and {sizes} samples" for names, *sizes in (other, theirs[0])]
+                counts = [
+                    f"{len(names)} classes and {sizes} samples" for names, _, *sizes in (other, theirs[0])
+                ]
                 raise ValueError(
                     f"process {rank} found {counts[0]} to train and to validate on, process 0 {counts[1]} "
-                    "(or other names of classes): give all processes the same data.root"
+                    "(or other names): give all processes the same data.root"
                 )
 
     def train_batches(self, devices: int = 1) -> int:

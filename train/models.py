@@ -1,7 +1,9 @@
 """The model that is trained: created by timm, warm-started or frozen as asked."""
 
+import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import timm
@@ -11,7 +13,8 @@ from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 import dcls_models
-from dcls_models.loading import config_of, load_model
+from dcls_models.files import one_line
+from dcls_models.loading import config_of, load_model, why_no_download
 from dcls_models.strided import slice_strided
 
 _logger = logging.getLogger(__name__)
@@ -36,12 +39,14 @@ def build_model(
         raise ValueError("start from model.pretrained or from model.warm_start, not from both")
     pretrained = starts_pretrained(name, pretrained, model_kwargs)
     try:
-        model = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **model_kwargs)
+        with downloading(name):
+            model = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **model_kwargs)
     except TypeError as error:
         raise ValueError(f"{name} does not take these model_kwargs: {error}") from error
     if warm_start:
         channels = {k: v for k, v in model_kwargs.items() if k == "in_chans"}  # timm adapts the stem
-        dense = load_model(warm_start, num_classes=num_classes, **channels)
+        with downloading(warm_start, "model.warm_start"):
+            dense = load_model(warm_start, num_classes=num_classes, **channels)
         dcls_models.warm_start(model, dense)
     return slice_strided(model)
 
@@ -74,6 +79,42 @@ def build_checked(make: Callable[..., Any], option: str, **kwargs: Any) -> Any:
         return make(**kwargs)
     except (AssertionError, TypeError) as error:
         raise ValueError(f"{option} do not fit: {error}") from error
+
+
+@contextmanager
+def downloading(name: str, option: str = "model.pretrained") -> Iterator[None]:
+    """Says what to do instead where the weights of a model cannot be downloaded.
+
+    Raises:
+        ValueError: If they cannot.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = why_no_download(error)
+        if reason is None:
+            raise
+        file = '--model.model_kwargs.pretrained_cfg_overlay \'{"file": "PATH"}\' for a file that is here'
+        instead = f"--model.pretrained false, or {file}" if option == "model.pretrained" else f"no {option}"
+        raise ValueError(
+            f"{option}: the weights of {name} cannot be downloaded ({reason}); try again later, or give "
+            f"{instead}"
+        ) from error
+
+
+def check_takes(model: nn.Module, example: torch.Tensor, otherwise: str) -> None:
+    """Makes sure that a model takes such an input, without computing anything.
+
+    Raises:
+        ValueError: With the message ``otherwise`` and the reason.
+    """
+    try:
+        with torch.no_grad():
+            copy.deepcopy(model).eval().to("meta")(example.to("meta"))
+    except NotImplementedError:  # an operator that has no shapes only: the first step will tell
+        return
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"{otherwise} ({one_line(error)})") from error
 
 
 def starts_pretrained(name: str, pretrained: bool, model_kwargs: dict[str, Any]) -> bool:

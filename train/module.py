@@ -14,7 +14,7 @@ from dcls_models.files import some
 from dcls_models.layers.linear import use_fast_linear
 from dcls_models.optim import holders, repulsion
 from train.metrics import IGNORED, classification_metrics
-from train.models import build_checked, build_model, freeze_all_but_head, to_memory_layout
+from train.models import build_checked, build_model, check_takes, freeze_all_but_head, to_memory_layout
 from train.ranges import (
     Count,
     CountOrNone,
@@ -166,6 +166,15 @@ class Classifier(Task):
         side = getattr(self.trainer.datamodule, "hparams", {}).get("img_size")
         return torch.zeros(1, 3, side, side) if side else None
 
+    def setup(self, stage: str) -> None:
+        """Makes sure that the model takes such images."""
+        super().setup(stage)
+        example = self.example_input()
+        if example is not None and not self._sharded:
+            size = " x ".join(str(n) for n in example.shape[1:])
+            advice = f"images of {size}: choose another data.img_size or other model.model_kwargs"
+            check_takes(self.model, example, f"{self.hparams['name']} does not take {advice}")
+
     def configure_model(self) -> None:
         """Compiles the model, not the whole module (parameters keep their names), and shards it (FSDP2)."""
         if self.device_mesh is not None and not self._sharded:
@@ -293,7 +302,7 @@ class Classifier(Task):
 
     def _log_metrics(self, stage: str) -> None:
         for suffix, metrics in self.metrics.items():
-            self.measured = int(self.all_gather(metrics["loss"].weight).sum())
+            self.measured = self.count_measured(metrics["loss"].weight)
             end = "" if suffix == "raw" else f"_{suffix}"
             for key, value in metrics.compute().items():
                 percent = 1 if key == "loss" else 100

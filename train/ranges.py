@@ -41,6 +41,15 @@ Count = Annotated[int, Range(1)]
 CountOrNone = Annotated[int, Range(0)]
 
 
+_BELOW_1 = Range(0, 1, below=True)
+# Numbers of timm and torch in dictionaries of options, which they do not check themselves; others are finite.
+WITHIN = {
+    **dict.fromkeys(("drop_rate", "drop_path_rate", "proj_drop_rate", "attn_drop_rate"), _BELOW_1),
+    **dict.fromkeys(("prob", "switch_prob"), Range(0, 1)),
+    **dict.fromkeys(("decay_epochs", "decay_t", "cycle_limit"), Range(0, above=True)),
+}
+
+
 def ranges_of(part: type) -> dict[str, Range]:
     """The ranges of the options of a class, its bases included."""
     constructors = [vars(base)["__init__"] for base in reversed(part.__mro__) if "__init__" in vars(base)]
@@ -49,7 +58,7 @@ def ranges_of(part: type) -> dict[str, Range]:
 
 
 def check_ranges(name: str, part: Any, values: dict[str, Any]) -> None:
-    """Makes sure that every number of a part is one that it takes.
+    """Makes sure that every number of a part is one that it takes, also within dictionaries.
 
     Args:
         name: What its options begin with (``model``).
@@ -64,6 +73,23 @@ def check_ranges(name: str, part: Any, values: dict[str, Any]) -> None:
         if value is not None and value not in allowed:
             each = " each" if isinstance(value, tuple | list) else ""
             raise ValueError(f"{name}.{option} must be {allowed}{each}, got {value}")
+    for option, value in values.items():
+        if isinstance(value, dict):
+            _check_within(f"{name}.{option}", value)
+
+
+def _check_within(name: str, value: Any) -> None:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _check_within(f"{name}.{key}", inner)
+    elif isinstance(value, list | tuple):
+        for i, inner in enumerate(value):
+            _check_within(f"{name}[{i}]", inner)
+    elif isinstance(value, int | float):
+        allowed = WITHIN.get(name.rpartition(".")[2], Range())
+        if value not in allowed:
+            what = "finite" if allowed == Range() else allowed
+            raise ValueError(f"{name} must be {what}, got {value}")
 
 
 def _ranges(hint: Any) -> Iterator[Range]:

@@ -17,10 +17,10 @@ from pytorch_lightning.callbacks import BasePredictionWriter
 from timm.utils.summary import trim_summary, update_summary
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from dcls_models.files import one_line, replaced
+from dcls_models.files import one_line, printable, replaced
 from train.pictures import write_picture
 from train.readers import IGNORED
-from train.summary import in_words
+from train.summary import last_scores, nothing_done, of_this_epoch
 
 _logger = logging.getLogger(__name__)
 DRAWN = 16  # sample predictions
@@ -45,11 +45,6 @@ class Report(pl.Callback):
         self.pictures = pictures
         self.confusion: MulticlassConfusionMatrix | None = None
         self.seen: tuple[torch.Tensor, ...] | None = None
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Drops the rows of the epochs that are to come: of an earlier run, or after the checkpoint."""
-        if trainer.is_global_zero:
-            trim_summary(str(_in(trainer, "summary.csv")), trainer.current_epoch)
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Empties the confusion matrix."""
@@ -85,17 +80,17 @@ class Report(pl.Callback):
         self.seen = kept if before is None else tuple(map(torch.cat, zip(before, kept, strict=True)))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Adds a row to the summary."""
-        metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}  # processes average together
+        """Adds a row to the summary, in the place of those of an earlier run or after the checkpoint."""
+        metrics = of_this_epoch(trainer)  # processes average together
         if not trainer.is_global_zero:
             return
         keys = [f"{k}{end}" for end in ("", "_ema")[: 1 + (pl_module.ema is not None)] for k in self.measures]
-        fresh = pl_module.validated == trainer.current_epoch
-        measured = {k: metrics.get(f"val/{k}", "") if fresh else "" for k in keys}
+        measured = {k: metrics.get(f"val/{k}", "") for k in keys}
         train = {"loss": metrics.get("train/loss_epoch", "")}
         file = _in(trainer, "summary.csv")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
+            trim_summary(str(file), trainer.current_epoch)
             update_summary(trainer.current_epoch, train, measured, str(file), lr=metrics.get("lr", ""))
         except OSError as error:  # the checkpoint is worth more, and comes next
             _logger.warning("cannot write %s: %s", file, one_line(error))
@@ -103,7 +98,7 @@ class Report(pl.Callback):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draws the pictures, reports unreadable images, and says what to do next."""
         confusion = self.confusion.compute().cpu() if self.confusion is not None else None
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or nothing_done(trainer):
             return
         names = pl_module.hparams["class_names"] or [str(i) for i in range(pl_module.hparams["num_classes"])]
         summary = _in(trainer, "summary.csv")
@@ -133,24 +128,34 @@ class PredictionWriter(BasePredictionWriter):
     def write_on_epoch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, predictions: Any, batch_indices: Any
     ) -> None:
-        """Writes all rows at once."""
+        """Writes all rows at once.
+
+        Raises:
+            DataError: If no image could be read.
+        """
         names, images = pl_module.hparams["class_names"], trainer.datamodule.predict_set
         probabilities, best = torch.cat(list(predictions)).max(1)
-        rank, world = trainer.global_rank, trainer.world_size
-        file = _in(trainer, "predictions.csv" if world == 1 else f"predictions_{rank}.csv")
+        rows = []
+        for i, (label, p) in enumerate(zip(best.tolist(), probabilities.tolist(), strict=True)):
+            index = i * trainer.world_size + trainer.global_rank
+            if index < len(images) and not images.unreadable[index]:
+                rows.append([images.filename(index), names[label] if names else label, f"{p:.6f}"])
+        pl_module.count_measured(len(rows))
+        file = predictions_file(trainer)
         file.parent.mkdir(parents=True, exist_ok=True)
         # a name that is no UTF-8 is written with escapes
         with (
             replaced(file) as part,
             part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as out,
         ):
-            writer = csv.writer(out)
-            writer.writerow(["path", "prediction", "probability"])
-            for i, (label, p) in enumerate(zip(best.tolist(), probabilities.tolist(), strict=True)):
-                index = i * world + rank
-                if index < len(images) and not images.unreadable[index]:
-                    writer.writerow([images.filename(index), names[label] if names else label, f"{p:.6f}"])
-        print(f"wrote {file}", file=sys.stderr)
+            csv.writer(out).writerows([["path", "prediction", "probability"], *rows])
+        print(f"wrote {printable(str(file))}", file=sys.stderr)
+
+
+def predictions_file(trainer: pl.Trainer) -> Path:
+    """Where the images that a process has predicted are listed."""
+    part = "" if trainer.world_size == 1 else f"_{trainer.global_rank}"
+    return _in(trainer, f"predictions{part}.csv")
 
 
 def _next_steps(trainer: pl.Trainer, report: Report) -> str:
@@ -158,9 +163,7 @@ def _next_steps(trainer: pl.Trainer, report: Report) -> str:
     root = trainer.default_root_dir
     typed = shlex.quote(str(root))
     longer = 2 * max(1, trainer.current_epoch)
-    headline = f"val/{report.headline}"
-    scores = {k: v for k, v in trainer.callback_metrics.items() if k.startswith(headline)}
-    said = in_words(scores, None) if scores else "nothing was validated (was there an epoch left?)"
+    said = last_scores(trainer, report.headline)
     if not (Path(root) / "checkpoints" / "last.ckpt").is_file():
         return f"\n{said}; there is no checkpoint."
     return (

@@ -10,10 +10,42 @@ from dcls_models.loading import Run, read_run
 
 _logger = logging.getLogger(__name__)
 LAST = "last.ckpt"
-PICTURES = ("curves.png", "confusion.png", "predictions_val.png", "positions.png", "delays.png", "raster.png")
+METRICS = "metrics.csv"
+PICTURES = ("curves", "confusion", "predictions_val", "positions", "delays", "raster")
 EXPORTED = ("model.safetensors", "config.json", "training.json", "README.md", ".eval_results", "results.json")
 LOGGED = ("logs", "tensorboard", "summary.csv", "predictions.csv")
-LEFT = (*LOGGED, *PICTURES, *EXPORTED, "checkpoints")  # by a run
+PICTURED = (*(f"{name}.png" for name in PICTURES), "positions.gif")
+LEFT = (*LOGGED, *PICTURED, *EXPORTED, "checkpoints")  # by a run
+FOLDERS = ("logs", "tensorboard", ".eval_results", "checkpoints")  # of these; the others are files
+WITHIN = (f"logs/{METRICS}", "logs/config.yaml", f"checkpoints/{LAST}", "checkpoints/best.ckpt")
+
+
+def check_folder(root: Path) -> None:
+    """Makes sure that nothing is in the way of what a run writes into a folder, before anything is done.
+
+    Raises:
+        ValueError: If a folder stands where a file is to be, or the other way round.
+    """
+    for path in (root, *(root / name for name in (*LEFT, *WITHIN))):
+        wanted = "folder" if path == root or path.name in FOLDERS else "file"
+        found = "folder" if path.is_dir() else "file" if path.exists() else "link to nothing"
+        if found != wanted and (path.exists() or path.is_symlink()):
+            raise ValueError(
+                f"{path} is a {found}, but a training has a {wanted} there: move it away, or choose another "
+                "--trainer.default_root_dir"
+            )
+
+
+def keep_metrics(root: Path) -> None:
+    """Renames what Lightning's logger has written for the training that goes on; it would delete that."""
+    metrics = root / "logs" / METRICS
+    if metrics.is_file():
+        number = next(i for i in count(1) if not metrics.with_name(_until(i)).exists())
+        metrics.rename(metrics.with_name(_until(number)))
+
+
+def _until(number: int) -> str:
+    return f"metrics.until_resumed_{number}.csv"
 
 
 def put_aside(root: Path, names: tuple[str, ...] = LEFT) -> None:
@@ -106,16 +138,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
-
-
-def loggers(root: Path, resumed: bool) -> list[dict[str, Any]]:
-    """CSV in ``logs/`` (where Lightning also saves the config) and TensorBoard in ``tensorboard/``."""
-    metrics = root / "logs" / "metrics.csv"
-    if resumed and metrics.is_file():  # Lightning's logger deletes it
-        number = len(list(metrics.parent.glob("metrics.until_resumed_*.csv"))) + 1
-        metrics.rename(metrics.with_name(f"metrics.until_resumed_{number}.csv"))
-    where = {"save_dir": str(root), "version": ""}
-    return [
-        {"class_path": f"pytorch_lightning.loggers.{name}", "init_args": {"name": folder, **where}}
-        for name, folder in (("CSVLogger", "logs"), ("TensorBoardLogger", "tensorboard"))
-    ]

@@ -45,14 +45,36 @@ class EpochLines(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Says it."""
         start = getattr(self, "_start", time.monotonic())
-        metrics = {k: v for k, v in trainer.callback_metrics.items() if k.startswith(("val/", "train/loss"))}
-        if getattr(pl_module, "validated", None) != trainer.current_epoch:  # of an earlier epoch
-            metrics = {k: v for k, v in metrics.items() if not k.startswith("val/")}
+        metrics = of_this_epoch(trainer)  # processes average together
+        metrics = {k: v for k, v in metrics.items() if k.startswith(("val/", "train/loss"))}
         if trainer.is_global_zero:
             of = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
             seconds = time.monotonic() - start
             said = in_words(metrics, pl_module.hparams.get("num_classes"))
             _logger.info("epoch %d%s: %s (%.0f s)", trainer.current_epoch + 1, of, said, seconds)
+
+
+def nothing_done(trainer: pl.Trainer) -> bool:
+    """Whether there was no update at all, so that nothing is left either; says so."""
+    if not trainer.global_step:
+        _logger.warning("nothing was trained: no update was asked for")
+    return not trainer.global_step
+
+
+def of_this_epoch(trainer: pl.Trainer) -> dict[str, float]:
+    """What was measured in the epoch that ends; Lightning keeps a validation of an earlier one."""
+    fresh = getattr(trainer.lightning_module, "validated", (None,))[0] == trainer.current_epoch
+    measured = trainer.callback_metrics.items()
+    return {k: float(v) for k, v in measured if fresh or not k.startswith("val/")}
+
+
+def last_scores(trainer: pl.Trainer, headline: str) -> str:
+    """What a training gave at its end, or before it where it was not validated there."""
+    scores = {k: v for k, v in trainer.callback_metrics.items() if k.startswith(f"val/{headline}")}
+    epoch, updates = trainer.lightning_module.validated  # type: ignore[union-attr]
+    later = trainer.global_step - int(updates)
+    when = f" (in epoch {epoch + 1}, {later} update{'s' * (later > 1)} before the end)" if later else ""
+    return in_words(scores, None) + when if scores else "nothing was validated (was there an epoch left?)"
 
 
 def in_words(metrics: Mapping[str, Any], classes: int | None) -> str:

@@ -9,6 +9,7 @@ from torch import nn
 
 from dcls_models.optim import ParamGroup, param_groups
 from train.checkpoints import NotFiniteError
+from train.errors import DataError
 from train.optimizer import build_optimizer, build_schedule, schedule_length
 from train.place import count_epochs, place, settle
 from train.seeding import run_seed, seed_from
@@ -30,7 +31,7 @@ class Task(pl.LightningModule):
         self.ema: ModelEmaV3 | None = None
         self._finite: torch.Tensor | None = None
         self._stored_per_epoch: int | None = None  # updates of an epoch, in the checkpoint to go on from
-        self.validated = -1  # the epoch of the last validation
+        self.validated = (-1, 0)  # the last validation: in which epoch, after how many updates
         self._ahead = 0  # how many updates the schedule is ahead of those that were made
 
     def average(self, decay: float | None, warmup: bool) -> None:
@@ -97,7 +98,18 @@ class Task(pl.LightningModule):
 
     def on_validation_end(self) -> None:
         """Notes when it was: a training that is cut short ends in an epoch without one."""
-        self.validated = self.current_epoch
+        self.validated = (self.current_epoch, self.global_step)
+
+    def count_measured(self, mine: Any) -> int:
+        """How many samples all processes have measured, of ``mine`` each.
+
+        Raises:
+            DataError: If there was none: nothing could be read.
+        """
+        measured = int(self.all_gather(torch.as_tensor(mine, device=self.device)).sum())
+        if not measured:
+            raise DataError("none of what was to be measured could be read: the log names the files")
+        return measured
 
     def on_before_backward(self, loss: torch.Tensor) -> None:
         """Stops a training whose loss is not finite; on a GPU, which would have to wait, it looks rarely."""

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dcls_models.loading import load_model
+from train.models import downloading
 
 
 class Teacher:
@@ -35,7 +36,8 @@ class Teacher:
         kind: Literal["soft", "hard"] = "soft",
         temperature: float = 1.0,
     ) -> None:
-        model = load_model(name).requires_grad_(False)
+        with downloading(name, "model.teacher"):
+            model = load_model(name).requires_grad_(False)
         if model.num_classes != num_classes:
             raise ValueError(
                 f"the teacher {name} has {model.num_classes} classes, the data have {num_classes}"

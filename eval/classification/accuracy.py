@@ -119,6 +119,7 @@ def _samples(arguments: argparse.Namespace, setup: Setup, outputs: list[int] | N
         arguments.class_map,
         outputs,
         mode="RGB" if setup.config["input_size"][0] == 3 else "L",
+        exif=arguments.exif,
     )
     samples.transform = setup.transform()
     return samples

@@ -25,12 +25,15 @@ class Samples(Dataset[tuple[torch.Tensor, int]]):
         labels: From the reader's labels to those of ``names``.
         names: Of the evaluated classes.
         mode: Of the images, ``RGB`` or ``L``.
+        exif: Whether images are turned as their EXIF data say.
     """
 
     transform: Callable[[Image.Image], torch.Tensor]  # set with the model's preprocessing
 
-    def __init__(self, reader: Any, labels: Mapping[int, int], names: Sequence[str], mode: str) -> None:
-        self.reader, self.labels, self.names, self.mode = reader, labels, names, mode
+    def __init__(
+        self, reader: Any, labels: Mapping[int, int], names: Sequence[str], mode: str, exif: bool = False
+    ) -> None:
+        self.reader, self.labels, self.names, self.mode, self.exif = reader, labels, names, mode, exif
         self.indices: Sequence[int] = range(len(reader))
 
     def keep(self, indices: Sequence[int]) -> None:
@@ -79,7 +82,7 @@ class Samples(Dataset[tuple[torch.Tensor, int]]):
     def _read(self, index: int) -> tuple[Image.Image, int]:
         file, label = self.reader[self.indices[index]]
         with file:
-            return read_image(file).convert(self.mode), label
+            return read_image(file, self.exif).convert(self.mode), label
 
 
 def open_samples(
@@ -90,6 +93,7 @@ def open_samples(
     class_map: str | None = None,
     outputs: Sequence[int] | None = None,
     mode: str = "RGB",
+    exif: bool = False,
 ) -> Samples:
     """Opens a data set.
 
@@ -101,6 +105,7 @@ def open_samples(
         class_map: File with the names of all classes in the order of the model's, one a line.
         outputs: The outputs of the model that are evaluated; all by default.
         mode: Of the images, ``RGB`` or ``L``.
+        exif: Whether images are turned as their EXIF data say.
 
     Returns:
         The images. Their labels count ``outputs``.
@@ -123,4 +128,4 @@ def open_samples(
         labels = {known[name]: position[output] for name, output in output_of.items() if output in position}
         if strangers := [name for name, output in output_of.items() if output not in position]:
             raise ValueError(f"{root or dataset} has classes that are not evaluated: {some(strangers, 5)}")
-    return Samples(reader, labels, [of_all[output] for output in chosen], mode)
+    return Samples(reader, labels, [of_all[output] for output in chosen], mode, exif)

@@ -106,6 +106,7 @@ def set_up(arguments: argparse.Namespace, **defaults: Any) -> Setup:
         "fused": arguments.fuse,
         "amp": arguments.amp,
         "channels_last": arguments.channels_last,
+        "exif": arguments.exif,
         "device": device,
     }
     amp = getattr(torch, arguments.amp) if arguments.amp else None

@@ -14,20 +14,21 @@ from torch import nn
 from dcls_models.files import one_line
 from dcls_models.folders import files_below
 from dcls_models.images import EXTENSIONS, label_names, read_image, transform_of
-from eval.options import load, model_options, picture_option
+from eval.options import exif_option, load, model_options, picture_option
 from eval.results import write_picture
 
 Answers = list[tuple[str, float]]  # class names and probabilities, best first
 
 
 @torch.inference_mode()
-def predict(model: nn.Module, images: Sequence[Path], top: int = 3) -> list[Answers]:
+def predict(model: nn.Module, images: Sequence[Path], top: int = 3, exif: bool = False) -> list[Answers]:
     """The best classes of single images.
 
     Args:
         model: In eval mode.
         images: Image files.
         top: How many classes.
+        exif: Whether images are turned as their EXIF data say.
 
     Returns:
         Per image ``(class name, probability)``, best first.
@@ -39,7 +40,7 @@ def predict(model: nn.Module, images: Sequence[Path], top: int = 3) -> list[Answ
     answers = []
     for file in images:
         try:
-            image = read_image(file)
+            image = read_image(file, exif)
         except (OSError, ValueError) as error:
             raise ValueError(f"{file} cannot be read as an image: {one_line(error)}") from error
         scores = model(transform(image)[None])[0].softmax(0)
@@ -51,19 +52,21 @@ def predict(model: nn.Module, images: Sequence[Path], top: int = 3) -> list[Answ
     return answers
 
 
-def draw_predictions(images: Sequence[Path], answers: Sequence[Answers]) -> Figure:
+def draw_predictions(images: Sequence[Path], answers: Sequence[Answers], exif: bool = False) -> Figure:
     """Draws images with their best class; green where it is the name of the image's folder, else red."""
     columns = min(8, len(images))
     rows = -(-len(images) // columns)
     size = (max(6, 1.5 * columns), 1.75 * rows + 0.5)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     figure.suptitle(
-        "What the model says of each image (green: the name of its folder; red: another)", fontsize=10
+        "What the model says of each image, and how sure it is.\n"
+        "Green: the image's class, which is the name of its folder; red: another",
+        fontsize=10,
     )
     for axis in axes.flat:
         axis.axis("off")
     for axis, file, ((name, probability), *_) in zip(axes.flat, images, answers, strict=False):
-        axis.imshow(read_image(file))
+        axis.imshow(read_image(file, exif))
         colour = "tab:green" if name == file.parent.name else "tab:red"
         axis.set_title(f"{name} ({probability:.0%})", fontsize=9, color=colour)
     return figure
@@ -93,14 +96,15 @@ def run_predict(arguments: argparse.Namespace) -> None:
     unreadable = []
     for image in images:
         try:
-            (answers[image],) = predict(model, [image])
+            (answers[image],) = predict(model, [image], exif=arguments.exif)
         except ValueError as error:
             unreadable.append(str(error))
         else:
             best = ", ".join(f"{name} {probability:.1%}" for name, probability in answers[image])
             print(f"{image}: {best}")
     if arguments.picture and answers:
-        write_picture(arguments.picture, lambda: draw_predictions(list(answers), list(answers.values())))
+        drawn = list(answers), list(answers.values()), arguments.exif
+        write_picture(arguments.picture, lambda: draw_predictions(*drawn))
     if unreadable:
         raise ValueError("; ".join(unreadable))
 
@@ -108,7 +112,7 @@ def run_predict(arguments: argparse.Namespace) -> None:
 def add_commands(commands: Any) -> None:
     """Adds ``predict``."""
     command = commands.add_parser(
-        "predict", parents=[model_options(), picture_option()], help="what single images show"
+        "predict", parents=[model_options(), picture_option(), exif_option()], help="what single images show"
     )
     command.add_argument("images", nargs="+", help="image files, patterns of them, or folders")
     command.set_defaults(run=run_predict)

@@ -121,7 +121,7 @@ def measure(arguments: argparse.Namespace, setup: Setup, part: Part, folder: Pat
     subset = SUBSETS.get(arguments.benchmark)
     outputs = read_indices(Path(str(files("timm.data") / "_info" / subset))) if subset else None
     mode = "RGB" if setup.config["input_size"][0] == 3 else "L"
-    samples = open_samples(part.root, setup.original, outputs=outputs, mode=mode)
+    samples = open_samples(part.root, setup.original, outputs=outputs, mode=mode, exif=arguments.exif)
     samples.transform = setup.transform(part.corruption)
     row, kept = None, folder / "row.json" if folder else None
     if kept and processes.rank_and_world()[0] == 0:

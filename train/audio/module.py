@@ -1,6 +1,5 @@
 """The LightningModule: waveforms to spectrograms on the device, augmented; a timm model; its measures."""
 
-import copy
 from typing import Any
 
 import torch
@@ -8,10 +7,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from dcls_models import CheckpointError, LogMel
-from dcls_models.files import one_line
 from train.audio.augment import erased, mixed, smoothed
 from train.audio.metrics import Tagging
-from train.models import build_model, to_memory_layout
+from train.models import build_model, check_takes, to_memory_layout
 from train.ranges import Count, NotNegative, Share, ShareAboveZero, ShareBelowOne, check_ranges
 from train.task import Task
 
@@ -91,7 +89,12 @@ class Tagger(Task):
         one_channel = {"in_chans": 1, **(model_kwargs or {})}
         self.model = build_model(name, pretrained, warm_start, num_classes, one_channel)
         self.model.front_end = LogMel(**(front_end or {}))
-        _check_takes(self.model, self.front_end.input_size, name)
+        bands, frames = self.front_end.input_size[1:]
+        advice = (
+            "give longer clips (data.seconds), more bands (data.front_end.mels) or another model.model_kwargs"
+        )
+        said = f"{name} does not take spectrograms of {bands} bands and {frames} frames: {advice}"
+        check_takes(self.model, self.example_input(), said)
         if grad_checkpointing:
             self.model.set_grad_checkpointing(True)
         self.average(ema_decay, ema_warmup)
@@ -156,6 +159,7 @@ class Tagger(Task):
     def on_validation_epoch_end(self) -> None:
         """Logs loss, mAP and top-1 in percent, of the averaged weights with ``_ema``."""
         for suffix, metric in self.metrics.items():
+            self.count_measured(sum(len(logits) for logits in metric.logits))
             end = "" if suffix == "raw" else f"_{suffix}"
             for key, value in metric.compute().items():
                 self.log(f"val/{key}{end}", value, prog_bar=key == "map", sync_dist=True)
@@ -163,18 +167,3 @@ class Tagger(Task):
 
     def _logits(self, model: nn.Module, spectrograms: torch.Tensor) -> torch.Tensor:
         return model(to_memory_layout(spectrograms, self.hparams["channels_last"]))
-
-
-def _check_takes(model: nn.Module, size: tuple[int, int, int], name: str) -> None:
-    """Makes sure that spectrograms of a clip are large enough for a model, without computing anything."""
-    try:
-        with torch.no_grad():
-            copy.deepcopy(model).eval().to("meta")(torch.empty(1, *size, device="meta"))
-    except NotImplementedError:  # an operator that has no shapes only: the first step will tell
-        return
-    except RuntimeError as error:
-        raise ValueError(
-            f"{name} does not take spectrograms of {size[1]} bands and {size[2]} frames: give longer clips "
-            "(data.seconds), more bands (data.front_end.mels) or another model.model_kwargs "
-            f"({one_line(error)})"
-        ) from error

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from dcls_models.spiking import DelayNet, summed_softmax
 from train.pictures import write_picture
+from train.summary import last_scores, nothing_done, of_this_epoch
 
 _logger = logging.getLogger(__name__)
 CURVES = ("train/loss", "val/loss", "train/top1", "val/top1")
@@ -50,12 +51,12 @@ class DelaysReport(pl.Callback):
         for i, (before, layer) in enumerate(zip(self.before, _model(pl_module).delays(), strict=True)):
             moved = (layer.delays.cpu() - before).abs().float().mean()
             pl_module.log(f"delays/moved_{i}", moved, rank_zero_only=True)
-        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k in CURVES}
+        metrics = {k: v for k, v in of_this_epoch(trainer).items() if k in CURVES}
         self.history.append({"epoch": float(trainer.current_epoch), **metrics})
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Saves and draws."""
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or nothing_done(trainer):
             return
         root, net, data = Path(trainer.default_root_dir), _model(pl_module), trainer.datamodule  # type: ignore[attr-defined]
         names = pl_module.hparams["class_names"] or [str(i) for i in range(pl_module.hparams["num_classes"])]
@@ -80,8 +81,7 @@ def _model(pl_module: pl.LightningModule) -> DelayNet:
 def next_steps(trainer: pl.Trainer) -> str:
     """What somebody types after a training."""
     root, typed = trainer.default_root_dir, shlex.quote(str(trainer.default_root_dir))
-    top1 = trainer.callback_metrics.get("val/top1")
-    said = f"val/top1 {float(top1):.2f} %" if top1 is not None else "nothing was validated"
+    said = last_scores(trainer, "top1")
     return (
         f"\n{said}; delays, spikes and curves are drawn in {root}, the model is saved there.\n"
         "Next:\n"

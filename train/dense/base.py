@@ -138,9 +138,9 @@ class DenseData(TaskData):
         Raises:
             ValueError: If there is too little to train on.
         """
-        if self.train_set is not None:
-            return
-        self.train_set, self.val_set = self.dataset(True), self.dataset(False)
+        if self.train_set is None:
+            self.train_set, self.val_set = self.dataset(True), self.dataset(False)
+        super().setup(stage or "")
         if len(self.train_set) < self.hparams["batch_size"]:
             raise ValueError(
                 f"{len(self.train_set)} images to train on are fewer than data.batch_size "
@@ -170,7 +170,7 @@ class DenseCLI(TrainCLI):
 
     def after_fit(self) -> None:
         """Measures where it has ended, and writes the result."""
-        if self.trainer.fast_dev_run:
+        if self.trainer.fast_dev_run or not self.trainer.global_step:
             return
         updates, scores = self.trainer.global_step, self._measured()
         if not self.trainer.is_global_zero:

@@ -24,7 +24,7 @@ from dcls_models.strided import slice_strided
 from train.dense.base import Dense, DenseCLI, DenseData, Samples
 from train.dense.scenes import Scenes
 from train.launch import launch
-from train.models import build_checked, starts_pretrained, to_memory_layout
+from train.models import build_checked, downloading, starts_pretrained, to_memory_layout
 from train.ranges import Count
 
 MEASURED = {
@@ -111,7 +111,8 @@ class Detector(Dense):
             "channels_last": self.hparams["channels_last"],
             **model_kwargs,
         }
-        backbone = build_checked(Pyramid, "model.model_kwargs", name=name, **options)
+        with downloading(name):
+            backbone = build_checked(Pyramid, "model.model_kwargs", name=name, **options)
         cfg = backbone.body.pretrained_cfg
         anchors = AnchorGenerator(tuple((s,) for s in anchor_sides), ((0.5, 1.0, 2.0),) * len(anchor_sides))
         self.model = build_checked(

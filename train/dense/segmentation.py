@@ -19,7 +19,7 @@ from dcls_models.strided import slice_strided
 from train.dense.base import Dense, DenseCLI, DenseData, Samples
 from train.dense.scenes import Scenes
 from train.launch import launch
-from train.models import build_checked, starts_pretrained, to_memory_layout
+from train.models import build_checked, downloading, starts_pretrained, to_memory_layout
 from train.ranges import Count
 
 IGNORED = 255  # pixels that are of no class
@@ -52,15 +52,10 @@ class Segmenter(Dense):
         super().__init__(**kwargs)
         model_kwargs = model_kwargs or {}
         pretrained = starts_pretrained(name, pretrained, model_kwargs)
-        self.model = build_checked(
-            smp.UPerNet,
-            "model.model_kwargs",
-            encoder_name=f"tu-{name}",
-            encoder_weights=True if pretrained else None,
-            decoder_channels=decoder_channels,
-            classes=num_classes,
-            **model_kwargs,
-        )
+        parts = {"decoder_channels": decoder_channels, "classes": num_classes, **model_kwargs}
+        encoder = {"encoder_name": f"tu-{name}", "encoder_weights": True if pretrained else None}
+        with downloading(name):
+            self.model = build_checked(smp.UPerNet, "model.model_kwargs", **encoder, **parts)
         slice_strided(self.model)
         cfg = self.model.encoder.model.pretrained_cfg
         self.normalize = v2.Normalize(cfg["mean"], cfg["std"])
