@@ -19,10 +19,11 @@ demo: setup
 	$(BIN)/python -m hub export --checkpoint $(RUN)/checkpoints/last.ckpt --out $(RUN)
 	$(BIN)/python -m eval accuracy --model local-dir:$(RUN) --data $(RUN)/digits --output $(RUN)/results.json
 	$(BIN)/python -m eval kernels --model local-dir:$(RUN) --picture $(RUN)/kernels.png
-	$(BIN)/python -m eval predict --model local-dir:$(RUN) --picture $(RUN)/predictions.png $(RUN)/digits/val/*/*5.png
+	$(BIN)/python -m eval predict --model local-dir:$(RUN) --picture $(RUN)/predictions.png $(RUN)/digits/val/*/*[05][05].png
 	$(BIN)/python -m train fit --config configs/digits.yaml --model.name convnext_tiny --model.model_kwargs "{depths: [1, 1, 2, 1], dims: [24, 32, 48, 64], patch_size: 2, ls_init_value: 1.0}" --trainer.default_root_dir $(RUN)/plain
 	$(BIN)/python -m hub export --checkpoint $(RUN)/plain/checkpoints/last.ckpt --out $(RUN)/plain
 	$(BIN)/python -m eval accuracy --model local-dir:$(RUN)/plain --data $(RUN)/digits --output $(RUN)/plain/results.json
+	$(BIN)/python -m eval report $(RUN)/results.json $(RUN)/plain/results.json --output $(RUN)/compared.html --title "Learned spacings and 7x7 kernels"
 	@echo
 	@echo "A ConvNeXt with learned spacings was trained on the digits of $(RUN)/digits, evaluated on held-out"
 	@echo "images, saved as safetensors, loaded again through timm and asked about single images; then its plain"
@@ -31,7 +32,7 @@ demo: setup
 	@echo "  $(RUN)/positions.png      where they started and where they are now"
 	@echo "  $(RUN)/kernels.png        the kernels that they make: red is positive, blue negative, a dot is an element"
 	@echo "  $(RUN)/predictions.png    what the model says of single images, green if right"
-	@echo "  $(RUN)/results.json       top-1 accuracy, with the command that measured it; plain/results.json: the twin's"
+	@echo "  $(RUN)/compared.html      both models' accuracy, from results.json and plain/results.json"
 	@echo "Next, in Python ($(BIN)/python): import timm, dcls_models;"
 	@echo "  timm.create_model(\"local-dir:$(RUN)\", pretrained=True)   or   timm.list_models(\"*dcls*\")"
 

@@ -16,6 +16,7 @@ from .layers.positions import FOLDING, fuse_layers
 _logger = logging.getLogger(__name__)
 ROUNDS = 5  # timed runs of each of two models that are compared
 SECONDS = 2.0  # for one comparison; three runs each at least
+TIE = 1.02  # as fast, to the exactness of so short a measurement: then each change is the better start
 OWN = ("dcls_models", "timm", "torch")  # packages whose blocks may fold their branches themselves
 
 
@@ -55,7 +56,7 @@ def deploy(model: nn.Module, example_input: torch.Tensor | None = None, *, trims
         changed = change(copy.deepcopy(deployed))
         now, then = _milliseconds(deployed, changed, images)
         chosen.setdefault("ms_fused", now)
-        chosen[name] = then <= now
+        chosen[name] = then <= TIE * now
         chosen["ms"] = min(now, then)
         deployed = changed if chosen[name] else deployed
     deployed.deployment = chosen

@@ -24,7 +24,9 @@ def run_convert(given: argparse.Namespace) -> None:
 
 def run_export(given: argparse.Namespace) -> None:
     """Exports a training checkpoint."""
-    options = {name: getattr(given, name) for name in ("fused", "half", "onnx", "dynamic_size", "int8")}
+    options = {
+        name: getattr(given, name) for name in ("fused", "half", "onnx", "dynamic_size", "int8", "compare")
+    }
     ema = None if given.weights is None else given.weights == "ema"
     export_checkpoint(given.checkpoint, given.out, given.results, ema, **options)
     print(f"wrote {given.out / 'model.safetensors'} and {given.out / 'config.json'}; use them with")
@@ -103,6 +105,8 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--onnx", action="store_true", help="write model.onnx too")
     command.add_argument("--dynamic-size", action="store_true", help="model.onnx for any height and width")
     command.add_argument("--int8", action="store_true", help="model.onnx with matrix products in int8")
+    compare_help = "folder of images on which the int8 file is compared with the model"
+    command.add_argument("--images", type=Path, dest="compare", help=compare_help)
     command.set_defaults(run=run_export)
 
     command = commands.add_parser("card", help="a model card from measured results")

@@ -55,6 +55,7 @@ def export(
     onnx: bool = False,
     dynamic_size: bool = False,
     int8: bool = False,
+    compare: Path | None = None,
 ) -> dict[str, str]:
     """Writes a model to a folder, once the folder has proved to give the same logits through timm.
 
@@ -71,6 +72,7 @@ def export(
         onnx: Writes ``model.onnx`` too, checked with onnxruntime.
         dynamic_size: Of the ONNX file: whether it takes any height and width.
         int8: Of the ONNX file: whether it computes matrix products in int8.
+        compare: Folder of images on which int8 is compared with the model.
 
     Returns:
         The metadata of ``model.safetensors``.
@@ -83,6 +85,8 @@ def export(
     check_values(model.state_dict(), source)
     if (dynamic_size or int8) and not onnx:
         raise HubError("dynamic_size and int8 are of the ONNX file: give --onnx as well")
+    if compare and not int8:
+        raise HubError("--images compares the int8 file with the model: give --int8 as well")
     if (out / CARD).exists() and not (out / CONFIG).exists():
         raise HubError(f"{out} has a {CARD} that is not of an exported model: choose another folder")
     model = copy.deepcopy(model).eval().cpu().float()
@@ -105,7 +109,7 @@ def export(
         check_logits(_load(part)(images), expected, f"the exported {metadata['architecture']}")
         check_folder(part)
         if onnx:
-            export_onnx(exported, part / "model.onnx", images, dynamic_size, int8)
+            export_onnx(exported, part / "model.onnx", images, dynamic_size, int8, compare)
     written = {*(files or {}), "model.onnx" if onnx else ""}
     for name in {"model.onnx", "training.json", "conversion.json"} - written:
         (out / name).unlink(missing_ok=True)  # it would be of other weights
@@ -117,7 +121,7 @@ def export_checkpoint(
     out: Path,
     results: Path | None = None,
     ema: bool | None = None,
-    **options: bool,
+    **options: Any,
 ) -> dict[str, str]:
     """Exports a checkpoint of ``python -m train`` with its training config and measured results.
 
@@ -126,7 +130,8 @@ def export_checkpoint(
         out: Folder to write to.
         results: JSON file of ``python -m eval accuracy --output``, to be kept beside the weights.
         ema: Whether the averaged or the raw weights; by default the averaged ones where it has both.
-        **options: ``fused``, ``half``, ``onnx``, ``dynamic_size`` and ``int8`` of :func:`export`.
+        **options: ``fused``, ``half``, ``onnx``, ``dynamic_size``, ``int8`` and ``compare`` of
+            :func:`export`.
 
     Returns:
         The metadata of ``model.safetensors``.

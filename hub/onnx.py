@@ -2,20 +2,29 @@
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from dcls_models.files import one_line
+from dcls_models.folders import files_below
+from dcls_models.images import EXTENSIONS, read_image, transform_of
 from dcls_models.onnx import write_onnx
 from hub import HubError
 from hub.logits import check_logits, spread
 
 LARGER = (32, 64)  # pixels in height and width by which the second size is larger, where it may be
+COMPARED, BATCH = 500, 32  # images of a folder at most, evenly over its files; at once
 
 
 def export_onnx(
-    model: nn.Module, path: Path, images: torch.Tensor, dynamic_size: bool = False, int8: bool = False
+    model: nn.Module,
+    path: Path,
+    images: torch.Tensor,
+    dynamic_size: bool = False,
+    int8: bool = False,
+    folder: Path | None = None,
 ) -> None:
     """Writes a model to an ONNX file that has proved to give the same logits.
 
@@ -26,9 +35,11 @@ def export_onnx(
         dynamic_size: Whether any height and width will do as well.
         int8: Whether matrix products are computed in int8, with scales found at each run. How much that
             changes the logits is printed.
+        folder: Images on which it is printed too; without it, of random ones alone.
 
     Raises:
-        HubError: If a package is missing, torch cannot export the model, or the file gives other logits.
+        HubError: If a package is missing, torch cannot export the model, the file gives other logits, or the
+            folder has no images.
     """
     _check_installed()
     larger = (images.shape[2] + LARGER[0], images.shape[3] + LARGER[1])
@@ -49,8 +60,40 @@ def export_onnx(
             change = (_run(path, example) - logits).abs().max().item()
             print(
                 f"int8 changes the logits of random images by at most {change:.2g} (they spread over "
-                f"{spread(logits):.2g}): measure the accuracy on images of your own"
+                f"{spread(logits):.2g}): compare on images of your own with --images FOLDER"
             )
+        if folder is not None:
+            print(_compared(path, model, folder))
+
+
+@torch.inference_mode()
+def _compared(path: Path, model: nn.Module, folder: Path) -> str:
+    """What int8 changes on the images of a folder, in words."""
+    if not folder.is_dir():
+        raise HubError(f"--images is not a folder: {folder}")
+    files, transform = files_below(folder, EXTENSIONS), transform_of(model)
+    files = files[:: -(-len(files) // COMPARED) or 1]
+    if not files:
+        raise HubError(f"{folder} has no images ({' '.join(EXTENSIONS)})")
+    same, change, seen = 0, 0.0, 0.0
+    for start in range(0, len(files), BATCH):
+        images = torch.stack(
+            [_transformed(folder / file, transform) for file in files[start : start + BATCH]]
+        )
+        expected, logits = model(images), _run(path, images)
+        same += int((expected.argmax(1) == logits.argmax(1)).sum())
+        change, seen = max(change, (logits - expected).abs().max().item()), max(seen, spread(expected))
+    return (
+        f"int8 gives the same answer for {same} of {len(files)} images of {folder}; it changes their logits "
+        f"by at most {change:.2g} (they spread over {seen:.2g})"
+    )
+
+
+def _transformed(file: Path, transform: Any) -> torch.Tensor:
+    try:
+        return transform(read_image(file))
+    except (OSError, ValueError) as error:
+        raise HubError(f"{file} cannot be read as an image: {one_line(error)}") from error
 
 
 def _check_installed() -> None:

@@ -201,3 +201,27 @@ def test_the_trainer_trains_with_them(always: None) -> None:
     assert any(isinstance(m, FastLinear) for m in trained.modules())
     assert not any(isinstance(m, FastLinear) for m in plain.modules())
     assert [*trained.state_dict()] == [*plain.state_dict()]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("aware", [False, True], ids=["static", "quantization-aware"])
+@pytest.mark.parametrize("version", ["v0", "v1", "max", "gauss"])
+def test_torchao_quantizes_layers_as_they_are(version: str, aware: bool) -> None:
+    pytest.importorskip("torchao", reason="pip install torchao")
+    from torchao.quantization.pt2e import quantize_pt2e
+    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+
+    model = make(version=version)
+    images = images_for(model)
+    expected = model(images).detach()
+    quantizer = x86.X86InductorQuantizer()
+    quantizer.set_global(x86.get_default_x86_inductor_quantization_config(is_qat=aware))
+    prepare = quantize_pt2e.prepare_qat_pt2e if aware else quantize_pt2e.prepare_pt2e
+    prepared = prepare(torch.export.export(model.train(aware), (images,)).module(), quantizer)
+    observed = prepared(images)
+    if aware:
+        observed.sum().backward()
+        assert all(p.grad is not None for n, p in prepared.named_parameters() if n.endswith("positions"))
+    change = (quantize_pt2e.convert_pt2e(prepared)(images) - expected).abs().max()
+    assert 0 < change < 0.2 * (expected.max() - expected.min())

@@ -1,5 +1,6 @@
 """ONNX files: equal outputs at any batch and size, with the width padding of wide convolutions apart."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import onnxruntime
 import pytest
 import timm
 import torch
+from PIL import Image
 from torch import nn
 
 from dcls_models.onnx import pad_apart, write_onnx
 from hub import HubError
+from hub.export import export
 from hub.onnx import export_onnx
 
 FAMILIES = timm.list_models("test_*dcls*")
@@ -88,9 +91,21 @@ def test_every_family_at_any_batch_and_size(name: str, tmp_path: Path) -> None:
 def test_int8_at_any_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     model = spread_out(timm.create_model("test_convnext_dcls").eval())
-    export_onnx(model, tmp_path / "model.onnx", torch.randn(2, 3, 96, 96), dynamic_size=True, int8=True)
-    assert "int8 changes the logits of random images by at most" in capsys.readouterr().out
-    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i in range(3):
+        Image.effect_noise((40, 50), 60 + i).convert("RGB").save(photos / f"{i}.png")
+    path = tmp_path / "model.onnx"
+    export_onnx(model, path, torch.randn(2, 3, 96, 96), dynamic_size=True, int8=True, folder=photos)
+    out = capsys.readouterr().out
+    assert "int8 changes the logits of random images by at most" in out
+    assert re.search(r"int8 gives the same answer for [0-3] of 3 images of .*photos; it changes", out)
+    assert {file.name for file in tmp_path.iterdir()} == {"model.onnx", "photos"}
+    (photos / "4.png").write_bytes(b"no image")
+    with pytest.raises(HubError, match=r"4.png cannot be read as an image"):
+        export_onnx(model, path, torch.randn(2, 3, 96, 96), True, True, photos)
+    with pytest.raises(HubError, match="--images compares the int8 file with the model: give --int8 as well"):
+        export(model, tmp_path / "out", onnx=True, compare=photos)
     proto = onnx.load(tmp_path / "model.onnx")
     kinds = {node.op_type for node in proto.graph.node}
     assert {"MatMulInteger", "Conv", "Pad"} <= kinds and "ConvInteger" not in kinds

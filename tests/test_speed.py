@@ -13,6 +13,7 @@ from dcls_models.layers import Dcls2d, linear
 from eval import cli as command_line
 from eval.section import markdown_table
 from eval.speed import engines, layer_times, peers, throughput, timing
+from eval.speed.engines import ENGINES
 
 MINE = """
 from timm.models import generate_default_cfgs, register_model
@@ -198,7 +199,7 @@ class TestThroughput:
     @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore")
     def test_engines_side_by_side(self, tmp_path):
-        engines, output = ["torch", "onnxruntime", "openvino"], tmp_path / "speed.json"
+        engines, output = list(ENGINES), tmp_path / "speed.json"
         options = ["--modes", "deployed", "--engine", *engines, "--batch-size", 1, "--img-size", 64]
         run("throughput", "--models", "test_convnext_dcls", *options, "--rounds", 3, "--output", output)
         assert [row["engine"] for row in json.loads(output.read_text())["rows"]] == engines

@@ -20,8 +20,8 @@ from train.ranges import Count, CountOrNone, check_ranges
 
 KEPT = 64  # kernels of a stage whose ways are kept for the animation
 CAPTION = (
-    "Hollow: where an element started; red: where it is; line: its way; dotted: a 7x7 square. Look whether\n"
-    "elements leave the square: with all of them inside, a kernel sees no further than an ordinary 7x7 one."
+    "A dot is one weight (element) of the kernel. Hollow: where it started; red: where it is now, alone if\n"
+    "it has hardly moved; dotted: a 7x7 square. Dots outside of it see further than an ordinary 7x7 kernel."
 )
 
 
@@ -175,7 +175,7 @@ def _draw(stages: list[Stage], kernels: int) -> tuple[Figure, list[Callable[[int
         axis.set_xlabel("pixels from the centre", fontsize=8)
     mean = torch.cat([moved(stage.paths) for stage in stages]).mean()
     figure.suptitle(
-        f"The kernels that training changed most (of all, elements moved {mean:.2f} px on average)"
+        f"The kernels whose elements training moved furthest (of all kernels, {mean:.2f} px on average)"
     )
     figure.supxlabel(CAPTION, fontsize=8.5)
     return figure, movers
@@ -199,6 +199,8 @@ def _draw_paths(axis: Axes, path: torch.Tensor, size: tuple[int, ...]) -> Callab
         for i, way in enumerate(ways):
             way.set_data(x[: moment + 1, i], y[: moment + 1, i])
         dots.set_offsets(places[moment, ::-1].T)
+        so_far = moved(path[: moment + 1].unsqueeze(2).unsqueeze(3)).item()
+        axis.title.set_text(f"{axis.title.get_text().splitlines()[0]}\nmoved {so_far:.2f} px")
 
     return move
 
@@ -213,7 +215,8 @@ def animate_positions(stages: list[Stage], every: int, kernels: int) -> FuncAnim
     """
     most = max(stages, key=lambda stage: float(moved(stage.paths).mean()))
     figure, movers = _draw([most], kernels)
-    title = figure.suptitle("How training moves the elements of kernels\nafter 0 updates")
+    heading = f"The {kernels} kernels whose elements training moved furthest\n"
+    title = figure.suptitle(f"{heading}after 0 updates")
     figure.canvas.draw()
     figure.set_layout_engine("none")  # once is enough, and the frames do not jump
     last = len(most.paths) - 1
@@ -221,7 +224,7 @@ def animate_positions(stages: list[Stage], every: int, kernels: int) -> FuncAnim
     def show(frame: int) -> None:
         moment = min(frame, last)
         when = f"after {moment * every} updates" if moment < last else "at the end"
-        title.set_text(f"How training moves the elements of kernels\n{when}")
+        title.set_text(f"{heading}{when}")
         for move in movers:
             move(moment)
 

@@ -59,7 +59,9 @@ def draw_predictions(images: Sequence[Path], answers: Sequence[Answers], exif: b
     size = (max(6, 1.5 * columns), 1.75 * rows + 0.5)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     figure.suptitle(
-        "What the model says of each image (green: the name of its folder; red: another)", fontsize=10
+        "What the model says of each image, and how sure it is.\n"
+        "Green: the image's class, which is the name of its folder; red: another",
+        fontsize=10,
     )
     for axis in axes.flat:
         axis.axis("off")

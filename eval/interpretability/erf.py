@@ -35,6 +35,7 @@ from eval.results import write_result
 from eval.section import Section
 
 SHARES = (0.2, 0.3, 0.5, 0.99)  # of the contribution, as in table 9 of the paper
+SQUARES = {"0.5": "-", "0.99": "--"}  # those that are drawn
 SECTION = Section(
     "Effective receptive field",
     "The share of the image's area that holds so much of the gradient of the centre output "
@@ -148,7 +149,7 @@ def _batches(arguments: argparse.Namespace, model: nn.Module) -> Iterator[torch.
 
 
 def draw(fields: dict[str, torch.Tensor]) -> Figure:
-    """Draws fields of ``for_drawing`` side by side, with titles and the squares of ``share_of_area``."""
+    """Draws fields of ``for_drawing`` side by side, with titles and two squares of ``share_of_area``."""
     size = (3.4 * len(fields) + 0.8, 4.2)
     figure, axes = plt.subplots(1, len(fields), figsize=size, squeeze=False, layout="constrained")
     for axis, (title, field) in zip(axes[0], fields.items(), strict=True):
@@ -157,17 +158,20 @@ def draw(fields: dict[str, torch.Tensor]) -> Figure:
         edges = (left, left + width, top + height, top)
         shown = axis.imshow(field, cmap="viridis", vmin=0, vmax=1, extent=edges)
         areas = share_of_area(field)
-        for area in areas.values():
-            h, w = height * area**0.5, width * area**0.5
-            axis.add_patch(Rectangle((-w / 2, -h / 2), w, h, fill=False, edgecolor="white", linewidth=0.6))
+        for share, line in SQUARES.items():
+            h, w = height * areas[share] ** 0.5 - 0.5, width * areas[share] ** 0.5 - 0.5
+            axis.add_patch(Rectangle((-w / 2, -h / 2), w, h, fill=False, edgecolor="white", linestyle=line))
         axis.set_xlabel("pixels from the middle", fontsize=8)
         axis.tick_params(labelsize=7)
         name = title.rpartition("/")[2]  # of a path its end
         axis.set_title(f"{name}: half in {areas['0.5']:.1%} of the area", fontsize=8)
     bar = figure.colorbar(shown, ax=axes, shrink=0.7)
     bar.set_label("effect, logarithm over the largest", fontsize=8)
-    said = "Which pixels the middle of the output depends on\nwhite squares hold "
-    figure.suptitle(said + ", ".join(f"{share:.0%}" for share in SHARES) + " of it", fontsize=9)
+    figure.suptitle(
+        "Which pixels the middle of the output depends on: yellow much, dark blue nothing.\n"
+        "Half of the effect comes from inside the solid square, 99 % from inside the dashed one",
+        fontsize=9,
+    )
     return figure
 
 

@@ -20,8 +20,9 @@ from eval.section import Section
 
 COLUMNS = 8  # kernels on the picture, per stage
 COLOURS = (
-    "Red: positive weights, blue: negative, white: none{dots}. The averages on the right are yellow where\n"
-    "there is much, dark where nothing is. See how far from the middle there is colour: so far a kernel sees."
+    "Red: positive weights, blue: negative, pale: none, each kernel on a scale of its own{dots}.\n"
+    "The averages on the right: yellow where there is much, dark where there is nothing. As far from the\n"
+    "middle as there is colour, so far a kernel sees."
 )
 SECTION = Section(
     "Kernels",
@@ -149,7 +150,9 @@ def draw_kernels(stages: dict[str, list[nn.Conv2d]]) -> Figure:
     figure.suptitle(
         f"The first {COLUMNS} kernels of each stage, pixel by pixel, and averages over all of them"
     )
-    dots = ", dots: the elements, where they were learned" if learned else ""
+    dots = (
+        "; a dot: where an element sits, between up to four pixels that share its weight" if learned else ""
+    )
     figure.supxlabel(COLOURS.format(dots=dots), fontsize=9)
     for (title, layers), line in zip(stages.items(), axes, strict=True):
         for axis in line:
@@ -181,7 +184,7 @@ def _draw_elements(axes: Sequence[plt.Axes], layers: Sequence[nn.Conv2d]) -> Non
     edges = [torch.arange(k + 1) - k // 2 - 0.5 for k in layers[0].dilated_kernel_size]
     counts, _ = torch.histogramdd(positions.T.contiguous(), edges)
     density.imshow(counts, cmap="viridis", vmin=0)
-    density.set_title("elements", fontsize=8)
+    density.set_title("number of elements", fontsize=8)
     if sigma.numel():
         (widths,) = more
         widths.axis("on")

@@ -1,15 +1,32 @@
-"""The engines that deployed models are timed with."""
+"""The engines that deployed models are timed with: torch, its two compilers, and two that take ONNX."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch._inductor
 from torch import nn
 
 from dcls_models.onnx import write_onnx
 
-ENGINES = ("torch", "onnxruntime", "openvino")
+ENGINES = ("torch", "inductor", "aotinductor", "onnxruntime", "openvino")
 _PRECISIONS = {"onnxruntime": {torch.float32: ""}, "openvino": {torch.float32: "f32", torch.bfloat16: "bf16"}}
+
+
+def compiled_ahead(model: nn.Module, images: torch.Tensor, file: Path) -> Any:
+    """What AOTInductor makes of the exported model, for images of that size and layout.
+
+    Args:
+        model: Deployed.
+        images: A batch.
+        file: ``.pt2`` package to write.
+    """
+    with torch.no_grad():
+        package = torch._inductor.aoti_compile_and_package(
+            torch.export.export(model, (images,)), package_path=str(file)
+        )
+    return torch._inductor.aoti_load_package(package)
 
 
 def run_by(
@@ -18,7 +35,7 @@ def run_by(
     """A call that runs a model in onnxruntime or openvino, with as many threads as torch has.
 
     Args:
-        engine: One of ``ENGINES``, but not torch.
+        engine: ``onnxruntime`` or ``openvino``.
         model: The model, not deployed yet.
         images: The batch that it runs on; openvino is told its size.
         dtype: The type that it computes in: float32, or bfloat16 by openvino.

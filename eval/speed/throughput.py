@@ -22,7 +22,7 @@ from eval.options import at_least_1, timing_options
 from eval.results import write_result
 from eval.section import Section, markdown_table
 from eval.speed.costs import costs_of
-from eval.speed.engines import ENGINES, run_by
+from eval.speed.engines import ENGINES, compiled_ahead, run_by
 from eval.speed.peers import with_authors_layers, with_plain_layers
 from eval.speed.timing import LAYOUTS, peak_memory, time_in_turns
 
@@ -204,14 +204,16 @@ def _layout_of(model: Any) -> str:
 def _deployed_step(
     name: str, engine: str, settings: Settings, file: Path
 ) -> tuple[str, Callable[[], object]]:
-    if engine != "torch":
+    if engine in ("onnxruntime", "openvino"):
         model, trims = build(name, "deployed", settings.pretrained), name.startswith(TRIMMED)
         images = _images(model, settings)
         return "contiguous", run_by(engine, model, images, settings.dtype, trims, file)
     model, images = deployed(name, settings)
     layout = _layout_of(model)
-    if settings.compiled:
+    if settings.compiled or engine == "inductor":
         model.compile()
+    elif engine == "aotinductor":
+        model = compiled_ahead(model, images, file.with_suffix(".pt2"))
     return layout, _step(model, images, "deployed", settings.dtype)
 
 
@@ -285,15 +287,9 @@ def _title(row: dict[str, Any]) -> str:
 def run(arguments: argparse.Namespace) -> None:
     """Times models side by side."""
     torch.set_num_threads(arguments.threads or torch.get_num_threads())
-    settings = Settings(
-        arguments.batch_size,
-        arguments.img_size,
-        arguments.device,
-        getattr(torch, arguments.dtype),
-        arguments.compile,
-        arguments.pretrained,
-        tuple(arguments.layouts),
-    )
+    dtype, layouts = getattr(torch, arguments.dtype), tuple(arguments.layouts)
+    kept = {k: getattr(arguments, k) for k in ("batch_size", "img_size", "device", "pretrained")}
+    settings = Settings(**kept, dtype=dtype, compiled=arguments.compile, layouts=layouts)
     if arguments.engine != ["torch"] and "deployed" not in arguments.modes:
         raise ValueError("--engine is of deployed models: give --modes deployed")
     for module in arguments.imports:
@@ -337,9 +333,8 @@ def add_commands(commands: Any) -> None:
     )
     modes_help = "; ".join(f"{mode}: {text}" for mode, text in MODES.items())
     command.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES, help=modes_help)
-    command.add_argument(
-        "--engine", nargs="+", default=["torch"], choices=ENGINES, help="what runs the deployed models"
-    )
+    engine_help = "what runs the deployed models; inductor: torch.compile, aotinductor: ahead of time"
+    command.add_argument("--engine", nargs="+", default=["torch"], choices=ENGINES, help=engine_help)
     command.add_argument("--batch-size", type=at_least_1, default=4)
     command.add_argument("--img-size", type=at_least_1, help="pixels; each model's own by default")
     command.add_argument("--compile", action="store_true", help="torch.compile the models")

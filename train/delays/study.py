@@ -37,6 +37,8 @@ CONDITIONS: dict[str, dict[str, Any]] = {
     "fixed delays, wide": {"delays": "fixed", "hidden": WIDE},
 }
 
+SAID = {"narrowing, frozen": "as learned,\nbut not moving"}  # in the picture
+
 
 class Speech(TaskData):
     """Spoken digits in memory.
@@ -133,12 +135,15 @@ def draw(table: dict[str, Any]) -> Figure:
         axis.scatter([i] * len(row["top1"]), row["top1"], color=colour, alpha=0.5)
         if row["mean"] is not None:
             axis.hlines(row["mean"], i - 0.25, i + 0.25, color=colour)
-    names = [f"{k}\n{r['synapses']:,} synapses\n{r['trained']:,} trained" for k, r in table.items()]
+    names = [
+        f"{SAID.get(k, k)}\n{r['synapses']:,} synapses\n{r['trained']:,} trained" for k, r in table.items()
+    ]
     axis.set_xticks(range(len(table)), names, fontsize=8)
     axis.set(
         ylabel="words recognised, top-1 (%)",
         title="Spoken digits, voices not heard in training: dots are seeds, lines means, red the method.\n"
-        "Compare red with the blue ones of as many synapses (left), and of as many trained numbers (right)",
+        "Compare red with the blue ones of as many synapses (all but the last two),\n"
+        "and with those of as many trained numbers (the last two)",
     )
     axis.title.set_fontsize(10)
     return figure
