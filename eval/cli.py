@@ -12,10 +12,10 @@ from eval import delays, predict, processes, report
 from eval.audio import tagging
 from eval.classification import accuracy, robustness
 from eval.interpretability import erf, gradcam, kernels
-from eval.speed import layers, models, throughput
+from eval.speed import growth, layers, long_kernels, models, throughput
 
 CLASSIFIERS = (accuracy, tagging, robustness, gradcam, erf, kernels, predict)
-COMMANDS = (*CLASSIFIERS, throughput, layers, delays, models, report)
+COMMANDS = (*CLASSIFIERS, throughput, growth, layers, long_kernels, delays, models, report)
 WRITTEN = ("output", "predictions", "per_class", "results_csv", "picture")  # options that name files to write
 
 

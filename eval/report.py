@@ -23,7 +23,7 @@ from eval.interpretability import erf, gradcam, kernels
 from eval.options import ending
 from eval.results import relative
 from eval.section import Section, markdown_table
-from eval.speed import layers, throughput
+from eval.speed import growth, layers, long_kernels, throughput
 
 SUFFIXES = (".html", ".md")
 STYLE = """
@@ -43,7 +43,9 @@ SECTIONS = {
     "erf": erf.SECTION,
     "kernels": kernels.SECTION,
     "throughput": throughput.SECTION,
+    "growth": growth.SECTION,
     "layers": layers.SECTION,
+    "long_kernels": long_kernels.SECTION,
     "delays": delays.SECTION,
     **training_sections.SECTIONS,
 }

@@ -10,6 +10,7 @@ from torch import nn
 
 from dcls_models import layers
 from dcls_models.layers import Dcls1d, Dcls2_1d, Dcls2d, Dcls2dK1d, Dcls3_1d, Dcls3d, DclsNd
+from dcls_models.layers.depthwise.layout import prefers_contiguous
 
 REFERENCE = Path(__file__).parent / "reference"
 CASES = {
@@ -464,3 +465,19 @@ def test_a_scripted_layer_refuses_to_train():
     scripted = torch.jit.script(small().train())
     with pytest.raises(Exception, match="script the model in eval mode"):
         scripted(torch.randn(2, 4, 8, 8))
+
+
+@pytest.mark.parametrize("side", [3, 12])
+def test_dense_kernels_meet_few_pixels_in_their_own_layout(side):
+    layer = Dcls2d(4, 6, 5, padding=3, dilated_kernel_size=7, version="v0").double()
+    image = torch.randn(1, 4, side, side, dtype=torch.float64)
+    tall = image.contiguous(memory_format=torch.channels_last).requires_grad_()
+    assert prefers_contiguous(tall, layer.kernel()) == (image.numel() < 4 * 6 * 49)
+    assert not prefers_contiguous(image, layer.kernel())
+    output, expected = layer(tall), layer(image)
+    assert output.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(output, expected, check_stride=False)
+    grads = [torch.autograd.grad(y.square().sum(), layer.weight)[0] for y in (output, expected)]
+    torch.testing.assert_close(*grads)
+    traced = torch.fx.symbolic_trace(torch.nn.Sequential(layer))
+    torch.testing.assert_close(traced(tall), expected, check_stride=False)

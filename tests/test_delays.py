@@ -10,7 +10,7 @@ import torch
 from DCLS.construct.modules import Dcls1d as AuthorsDcls1d
 from torch.nn import functional as F
 
-from dcls_models.layers import Delays, fft_convolution, narrowed
+from dcls_models.layers import Delays, narrowed
 
 FORMS = [{}, {"kernel_count": 3}, {"axonal": True}, {"axonal": True, "kernel_count": 2}, {"tail": 5}]
 
@@ -173,12 +173,6 @@ class TestDelays:
 
 
 class TestFft:
-    @pytest.mark.parametrize("tail", [0, 3, 6, 20])
-    def test_is_the_convolution(self, tail):
-        input, kernel = torch.randn(5, 4, 17).double(), torch.randn(3, 4, 7).double()
-        expected = F.conv1d(F.pad(input, (6, tail)), kernel)
-        torch.testing.assert_close(fft_convolution(input, kernel, tail), expected, rtol=1e-12, atol=1e-12)
-
     def test_large_batches_are_trained_with_it(self):
         layer, input = Delays(4, 3, 6).double(), spikes(64, 4, 20).double()
         outputs = [layer(input), torch.cat([layer(half) for half in input.split(32)])]

@@ -1,6 +1,7 @@
 """Segmentation and detection: every family in both, on digits and on folders; recipes; what they measure."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -372,6 +373,20 @@ class TestFolders:
         _, mask = self.masks(tmp_path, training=False)[0]
         assert mask.tolist() == [[IGNORED, 0, 3, IGNORED]]
 
+    def test_what_systems_leave_behind_is_left_out(self, ade20k, tmp_path, caplog):
+        shutil.copytree(ade20k, tmp_path, dirs_exist_ok=True)
+        for name in (".DS_Store", "Thumbs.db", "._0.jpg", "notes.txt"):
+            (tmp_path / "images" / "training" / name).write_bytes(b"")
+        assert [p.name for p in self.masks(tmp_path).images] == [f"{i}.jpg" for i in range(4)]
+        assert caplog.text.count("left out of") == 1
+
+    def test_images_in_folders_go_with_masks_in_folders(self, ade20k, tmp_path):
+        for kind in ("images", "annotations"):
+            shutil.copytree(ade20k / kind / "training", tmp_path / kind / "training" / "city.1")
+        masks = self.masks(tmp_path)
+        assert len(masks) == 4 and all("city.1" in str(path) for path in masks.masks)
+        assert masks[0][0].shape[1:] == masks[0][1].shape
+
     def test_errors_name_the_file(self, ade20k, tmp_path):
         with pytest.raises(ValueError, match=r"0.png has class 3, but data.classes is 2"):
             list(self.masks(ade20k, classes=2, training=False))
@@ -387,6 +402,16 @@ class TestFolders:
         (tmp_path / "annotations" / "training" / "a.png").unlink()
         with pytest.raises(FileNotFoundError, match=r"a.png has no mask .*annotations/training/a.png"):
             self.masks(tmp_path)
+
+    @pytest.mark.parametrize(
+        "text",
+        ["", "[]", "{}", '{"images": [{"id": 1}], "annotations": 3}', '{"images": [], "categories": []}'],
+    )
+    def test_what_is_no_file_of_coco_is_named(self, tmp_path, text):
+        (tmp_path / "annotations").mkdir()
+        (tmp_path / "annotations" / "instances_val2017.json").write_text(text)
+        with pytest.raises(ValueError, match=r"instances_val2017.json (is no file of COCO's|has 0 images)"):
+            Coco(tmp_path, "val2017", training=False)
 
     def test_coco(self, coco):
         train, val = Coco(coco, "train2017", training=True), Coco(coco, "val2017", training=False)

@@ -9,10 +9,10 @@ import timm
 import torch
 from PIL import Image
 
-from dcls_models.layers import Dcls2d, linear
+from dcls_models.layers import Dcls1d, Dcls2d, linear
 from eval import cli as command_line
 from eval.section import markdown_table
-from eval.speed import engines, layer_times, peers, throughput, timing
+from eval.speed import engines, growth, layer_times, long_kernels, peers, steps, throughput, timing
 from eval.speed.engines import ENGINES
 
 MINE = """
@@ -139,9 +139,9 @@ class TestThroughput:
         model = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 1, bias=False), torch.nn.Flatten())
         images = torch.randn(2, 1, 64, 64)
         output = 4 * 2 * 8 * 64 * 64
-        inference = timing.peak_memory(throughput._step(model, images, "inference", torch.float32))
+        inference = timing.peak_memory(steps.step_of(model, images, "inference", torch.float32))
         assert output <= inference < 1.1 * output
-        training = timing.peak_memory(throughput._step(model, images, "train", torch.float32))
+        training = timing.peak_memory(steps.step_of(model, images, "train", torch.float32))
         assert 2 * output <= training < 5 * output
 
     @pytest.mark.slow
@@ -185,7 +185,9 @@ class TestThroughput:
         small = partial(timm.create_model, "convnext_dcls_audio_tiny", depths=(1, 1, 1, 1), dims=(8,) * 4)
         monkeypatch.setattr(throughput, "build", lambda name, mode, pretrained: small())
         seen = []
-        monkeypatch.setattr(throughput, "_step", lambda model, images, *_: lambda: seen.append(images.shape))
+        monkeypatch.setattr(
+            throughput, "step_of", lambda model, images, *_: lambda: seen.append(images.shape)
+        )
         throughput.throughput(["convnext_dcls_audio_tiny"], ["inference"], rounds=1)
         assert set(seen) == {(4, 1, 128, 1001)}
 
@@ -225,7 +227,7 @@ class TestThroughput:
     def test_a_training_step_trains(self):
         model = throughput.build("test_convnext_dcls", "train")
         before = [p.detach().clone() for p in model.parameters()]
-        throughput._step(model, torch.randn(2, 3, 64, 64), "train", torch.float32)()
+        steps.step_of(model, torch.randn(2, 3, 64, 64), "train", torch.float32)()
         changed = [not torch.equal(a, p) for a, p in zip(before, model.parameters(), strict=True)]
         assert sum(changed) > len(changed) * 0.9
 
@@ -301,3 +303,49 @@ class TestLayers:
             return b.sum()
 
         assert 8000 <= layer_times.peak_memory(call) < 12000
+
+
+class TestGrowth:
+    def test_one_number_changes_at_a_time(self, tmp_path, monkeypatch, capsys):
+        base = growth.Point(side=32, batch=1, kernel=7, elements=3)
+        grid = {"side": (32, 64), "kernel": (7, 9), "elements": (3, 5)}
+        monkeypatch.setattr(growth, "BASE", dict.fromkeys(growth.MODES, base))
+        monkeypatch.setattr(growth, "GRID", dict.fromkeys(growth.MODES, grid))
+        output, picture = tmp_path / "growth.json", tmp_path / "growth.png"
+        options = ["--rounds", 1, "--device", "cpu", "--output", output, "--picture", picture]
+        run("growth", "--model", "test_convnext", "--along", *grid, *options)
+        rows = json.loads(output.read_text())["rows"]
+        points = [(r["along"], r["mode"], r["side"], r["kernel"], r["elements"]) for r in rows]
+        one = [("side", 32, 7, 3), ("side", 64, 7, 3), ("kernel", 32, 7, 3), ("kernel", 32, 9, 3)]
+        one += [("elements", 32, 7, 3), ("elements", 32, 7, 5)]
+        assert points == [(along, mode, *rest) for mode in growth.MODES for along, *rest in one]
+        for row in rows:
+            ms = row["ms"]
+            assert set(ms) == set(row["layout"]) == {"test_convnext", "test_convnext_dcls"}
+            ratio = ms["test_convnext_dcls"]["median"] / ms["test_convnext"]["median"]
+            assert row["ratio"] == pytest.approx(ratio, abs=1e-3)
+        assert rows[0]["ms"] == rows[2]["ms"] == rows[4]["ms"]  # measured once
+        assert f"| side | 32: {rows[0]['ratio']:.2f} | 64: " in " ".join(capsys.readouterr().out.split())
+        assert min(Image.open(picture).size) > 100
+
+
+class TestLongKernels:
+    def test_layers_that_reach_as_far(self, tmp_path, capsys):
+        output = tmp_path / "long.json"
+        options = ["--channels", 2, "--elements", 3, "--rounds", 1, "--device", "cpu", "--output", output]
+        run("long_kernels", "--kernel-sizes", 9, 257, "--samples", 300, "--batch-sizes", 2, *options)
+        rows = json.loads(output.read_text())["rows"]
+        assert [(r["groups"], r["kernel"], r["mode"]) for r in rows] == [
+            (g, k, mode) for g in (1, 2) for k in (9, 257) for mode in long_kernels.MODES
+        ]
+        assert all(set(r["ms"]) == {"dcls", "same", "dilated", "authors"} for r in rows)
+        assert "| depthwise, 2 x 300, K 257 |" in capsys.readouterr().out
+
+    def test_the_layer_of_the_authors_computes_the_same(self):
+        layer = Dcls1d(4, 6, 3, padding=4, dilated_kernel_size=9, version="gauss")
+        x = torch.randn(2, 4, 30)
+        torch.testing.assert_close(peers.authors_layer(layer)(x), layer(x), rtol=1e-4, atol=1e-5)
+
+    def test_taps_that_cannot_reach_as_far(self):
+        with pytest.raises(ValueError, match="K - 1 must be a multiple of elements - 1"):
+            run("long_kernels", "--kernel-sizes", 257, "--elements", 4)

@@ -1,6 +1,7 @@
 """Options: their ranges, what may change when a training goes on, paths, and Lightning's own ones."""
 
 import csv
+import importlib.util
 import inspect
 import json
 import logging
@@ -335,6 +336,19 @@ class TestLightning:
     def test_finders_are_refused_in_a_line(self, images, tmp_path, name, said):
         message = refused(images, tmp_path / "run", f"--trainer.callbacks+={name}")
         assert f"{name} does not work here" in message and said in message
+
+    def test_a_callback_that_lacks_something_says_what(self, images, tmp_path, capsys):
+        if importlib.util.find_spec("rich") is None:
+            message = refused(images, tmp_path / "run", "--trainer.callbacks+=RichProgressBar")
+            assert message.endswith("requires `rich` >= 10.2.2. Install it by running `pip install -U rich`.")
+        with pytest.raises(SystemExit):
+            fit(images, tmp_path / "run", "--trainer.callbacks+=EarlyStopping")
+        said = capsys.readouterr().err.strip()
+        assert "the following arguments are required: monitor" in said and len(said) < 300
+
+    def test_what_a_callback_fails_with_is_one_line(self, images, tmp_path):
+        message = refused(images, tmp_path / "run", "--trainer.callbacks+=BackboneFinetuning")
+        assert "AttributeError: 'Classifier' object has no attribute 'backbone' (TRAIN_TRACEBACK=1" in message
 
     def test_a_bar_of_ones_own_is_kept(self, images, tmp_path):
         on = ["--trainer.enable_progress_bar", "true", *callback("MyBar")]

@@ -19,7 +19,7 @@ from dcls_models.files import check_writable, expand_home, locked, printable, re
 from dcls_models.loading import Run
 from dcls_models.provenance import provenance
 from train.checkpoints import AtomicCheckpointIO, KeepLast
-from train.errors import reason
+from train.errors import first_cause, reason
 from train.loggers import Waiting, loggers
 from train.models import SyncBatchNorm
 from train.positions import PositionsPicture
@@ -59,7 +59,7 @@ class Parser(LightningArgumentParser):
         wrong = next((word.partition("=")[0] for word in message.split() if word.startswith("--")), "")
         near = get_close_matches(wrong, parser._option_string_actions, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
-        said = " ".join(message.split())
+        said = " ".join(first_cause(message).split())
         self.exit(
             2, f"error: {said}{hint}; {parser.prog.replace(' [options]', '')} --help explains every option\n"
         )

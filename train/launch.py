@@ -33,7 +33,10 @@ QUIET = (
     r"Glyph .* missing from font.*",  # class names in a script that matplotlib's font lacks
     r".*It is recommended to use `self.log\('(val|test|positions)/.*",  # the same on every process
 )
-EXPECTED = (OSError, ValueError, MisconfigurationException, CheckpointError, DataError, NotFiniteError)
+EXPECTED = (
+    *(OSError, ValueError, ModuleNotFoundError),
+    *(MisconfigurationException, CheckpointError, DataError, NotFiniteError),
+)
 TALKATIVE = (
     "pytorch_lightning.utilities.rank_zero",  # tips, and which devices are not used
     "pytorch_lightning.trainer.connectors.checkpoint_connector",
@@ -78,8 +81,10 @@ def run(args: ArgsType = None, *, command: Callable[[ArgsType], None]) -> None:
         sys.exit(
             "error: too little memory; choose a smaller data.batch_size, or model.grad_checkpointing true"
         )
-    except (OSError, ValueError, RuntimeError, MisconfigurationException) as error:
+    except Exception as error:  # of callbacks, plugins and data sets that anybody brings
         if os.environ.get("TRAIN_TRACEBACK"):
             raise
-        hint = "" if isinstance(error, EXPECTED) else " (TRAIN_TRACEBACK=1 shows where)"
-        sys.exit(f"error: {reason(error)}{hint}")
+        if isinstance(error, EXPECTED):
+            sys.exit(f"error: {reason(error)}")
+        kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
+        sys.exit(f"error: {kind}{reason(error)} (TRAIN_TRACEBACK=1 shows where)")

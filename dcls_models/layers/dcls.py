@@ -14,15 +14,18 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from .depthwise import depthwise_conv2d
+from .depthwise.layout import layout_of, prefers_contiguous
 from .in_range import as_loaded, clamp_positions, forget_loaded, inside
 from .interpolation import SCHEMES, dense_kernel
 from .kernel_cache import KeptKernel, kept_kernel
+from .long_kernels import conv1d
 from .positions import ReadsPositions, hold
 from .trimming import trim as trim_convolutions
 
 torch.fx.wrap("dense_kernel")
 torch.fx.wrap("inside")
 torch.fx.wrap("depthwise_conv2d")
+torch.fx.wrap("conv1d")
 
 
 def sizes(size: int | tuple[int, ...], axes: int, name: str) -> tuple[int, ...]:
@@ -175,6 +178,7 @@ class DclsNd(ReadsPositions, _ConvNd):
     def __prepare_scriptable__(self) -> "DclsNd":
         """``torch.jit.script`` cannot reach a holder: it gets the kernel as it is now."""
         self._scripted_kernel = self.kernel().detach()
+        self.__dict__.pop("_kept", None)  # TorchScript has no type for it
         return self
 
     @torch.no_grad()
@@ -227,6 +231,13 @@ class Dcls1d(DclsNd, nn.Conv1d):
     dense_class = nn.Conv1d
     learned_axes = 1
 
+    def _convolve(self, input: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
+        plain = self.stride == self.dilation == (1,) and self.padding_mode == "zeros"
+        usual = type(self)._conv_forward is nn.Conv1d._conv_forward  # so also where torch changed the class
+        if usual and plain:
+            return conv1d(input, kernel, self.bias, self.padding, self.groups)
+        return super()._convolve(input, kernel)
+
 
 @register_notrace_module
 class Dcls2d(DclsNd, nn.Conv2d):
@@ -248,6 +259,9 @@ class Dcls2d(DclsNd, nn.Conv2d):
         usual = type(self)._conv_forward is nn.Conv2d._conv_forward  # so also where torch changed the class
         if usual and depthwise and plain and isinstance(padding, tuple):
             return depthwise_conv2d(input, kernel, self.bias, padding)
+        if self.groups == 1 and prefers_contiguous(input, kernel):
+            output = super()._convolve(input.contiguous(), kernel)
+            return output.contiguous(memory_format=layout_of(input))
         return super()._convolve(input, kernel)
 
 

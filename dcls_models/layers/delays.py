@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from .dcls import Dcls1d
 from .interpolation import dense_kernel
+from .long_kernels import fft_convolution
 
 FFT_BATCH = 64  # from this batch size on, training on a CPU is faster by FFT (measured, docs/delays.md)
 State = torch.Tensor  # what ``step`` hands on to the next frame
@@ -123,7 +124,7 @@ class Delays(nn.Module):
             late = F.conv1d(F.pad(input, (self.max_delay, self.tail)), self._taps(), groups=self.inputs)
             return self.linear(late.transpose(1, 2)).transpose(1, 2)
         if self.training and _by_fft(input):
-            return fft_convolution(input, self.kernel(), self.tail)
+            return fft_convolution(input, self.kernel(), (self.max_delay, self.tail))
         return F.conv1d(F.pad(input, (self.max_delay, self.tail)), self.kernel())
 
     def step(self, spikes: torch.Tensor, state: State | None = None) -> tuple[torch.Tensor, State]:
@@ -259,27 +260,6 @@ def narrowed(epoch: int, epochs: int, start: float, end: float = 0.23, until: fl
     """
     shrinking = int(epochs * until)
     return end if epoch >= shrinking else start * (end / start) ** (epoch / shrinking)
-
-
-def fft_convolution(input: torch.Tensor, kernel: torch.Tensor, tail: int) -> torch.Tensor:
-    """The causal convolution of ``Delays``, as products of spectra.
-
-    Args:
-        input: ``(batch, inputs, time)``.
-        kernel: ``(outputs, inputs, K)``; its last column is delay 0.
-        tail: Frames to append.
-
-    Returns:
-        ``(batch, outputs, time + tail)``.
-    """
-    length = input.shape[-1] + max(tail, kernel.shape[-1] - 1)
-    fast = min(n for n in _FAST if n >= length) if length <= _FAST[-1] else length
-    spikes = torch.fft.rfft(input, fast).permute(2, 0, 1)  # frequency batch inputs
-    taps = torch.fft.rfft(kernel.flip(-1), fast).permute(2, 1, 0)  # frequency inputs outputs
-    return torch.fft.irfft(spikes @ taps, fast, dim=0)[: input.shape[-1] + tail].permute(1, 2, 0)
-
-
-_FAST = sorted(2**a * 3**b * 5**c for a in range(15) for b in range(4) for c in range(3))
 
 
 def _by_fft(input: torch.Tensor) -> bool:

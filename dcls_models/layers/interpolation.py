@@ -15,11 +15,13 @@ Sources: bilinear, Khalfaoui-Hassani et al. 2021 (arXiv:2112.03740); triangle an
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import reduce
+from functools import partial, reduce
 from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
+
+from .in_parts import in_parts
 
 GAUSS_TAIL = math.log(1e-13)  # smaller shares count as nothing: far below EPSILON, to which they are added
 EPSILON = 1e-7  # keeps the normaliser of an element that lies far outside the kernel away from zero
@@ -95,7 +97,8 @@ def dense_kernel(
         raise ValueError(f"version {version!r} needs sigma, the learned widths, got None")
     dtype = torch.promote_types(weight.dtype, torch.float32)
     if scheme.factor is None or sigma is None:
-        kernel = _add_in_place(weight.to(dtype), positions.to(dtype), size, scheme)
+        build = partial(_add_in_place, size=size, scheme=scheme)
+        kernel = in_parts(build, weight.to(dtype), positions.to(dtype))
     else:
         offset = (scheme.sigma_offset or 0.0) if sigma_offset is None else sigma_offset
         widths = sigma.to(dtype).abs() + offset
@@ -114,25 +117,26 @@ def _add_in_place(
     weight: torch.Tensor, positions: torch.Tensor, size: Sequence[int], scheme: Scheme
 ) -> torch.Tensor:
     """Adds the shares of the ``2**len(size)`` pixels around every element to a kernel of zeros."""
-    positions = positions.unsqueeze(-2)  # axes ... 1 n
-    left = positions.detach().nan_to_num().floor()  # NaN needs a valid index too
+    left = positions.detach().nan_to_num().floor()  # axes ... n; NaN needs a valid index too
     right_share = positions - left
     if not scheme.slope_on_pixel:
         right_share = right_share.relu()  # without a slope at 0
     k = per_axis(size, left)
-    place = torch.cat((left, left + 1), -2) + k // 2  # axes ... 2 n
+    place = torch.stack((left, left + 1)) + k // 2  # 2 axes ... n
     inside = place.clamp(min=0).clamp(max=k - 1)
     within = (inside == place).to(positions.dtype)  # quantization takes no product with a bool
-    parts = (torch.cat((1 - right_share, right_share), -2) * within).unbind()
-    places = inside.unbind()
+    parts = (torch.stack((1 - right_share, right_share)) * within).unbind(1)
+    places = inside.unbind(1)
     if scheme.normalised:
-        weight = weight / (reduce(torch.mul, [part.sum(-2) for part in parts]) + EPSILON)
-    share, index = parts[0] * weight.unsqueeze(-2), places[0]  # ... (product of twos) n
+        weight = weight / (reduce(torch.mul, [part.sum(0) for part in parts]) + EPSILON)
+    share, index = parts[0] * weight, places[0]  # (product of twos) ... n
     for part, place, length in zip(parts[1:], places[1:], size[1:], strict=True):
-        share = (share.unsqueeze(-2) * part.unsqueeze(-3)).flatten(-3, -2)
-        index = (index.unsqueeze(-2) * length + place.unsqueeze(-3)).flatten(-3, -2)
+        share = (share.unsqueeze(1) * part).flatten(0, 1)
+        index = (index.unsqueeze(1) * length + place).flatten(0, 1)
     kernel = share.new_zeros(*weight.shape[:-1], math.prod(size))  # of ``share``: it may be vmapped alone
-    return kernel.scatter_add_(-1, index.flatten(-2).long(), share.flatten(-2))
+    for pixels, shares in zip(index.long().unbind(), share.unbind(), strict=True):
+        kernel.scatter_add_(-1, pixels, shares)
+    return kernel
 
 
 def _multiply_factors(

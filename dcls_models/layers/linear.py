@@ -13,7 +13,7 @@ from timm.layers import Mlp, register_notrace_module
 from torch import nn
 from torch.nn import functional as F
 
-from .depthwise.operators import _is_exporting, _is_transformed
+from . import tracing
 
 # Multiply-adds and rows from which oneDNN was the faster one (AMD Zen 5, AVX-512, one and two threads)
 INFERENCE_FROM = 2**22
@@ -110,10 +110,10 @@ def _is_plain(tensors: list[torch.Tensor]) -> bool:
     if not all(t.is_cpu and t.dtype == torch.float32 for t in tensors) or torch.is_autocast_enabled("cpu"):
         return False
     if torch.compiler.is_compiling():
-        return not _is_exporting()
+        return not tracing.is_exporting()
     if torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() or not torch.backends.mkldnn.enabled:
         return False
-    if any(type(t) not in (torch.Tensor, nn.Parameter) for t in tensors) or _is_transformed(*tensors):
+    if any(type(t) not in (torch.Tensor, nn.Parameter) for t in tensors) or tracing.is_transformed(*tensors):
         return False
     return onednn_is_faster()  # a layer may come from another machine
 

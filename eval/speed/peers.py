@@ -1,32 +1,33 @@
 """What models of the zoo are compared with: the authors' own layers (``pip install DCLS``), plain ones."""
 
 import logging
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import nn
 
-from dcls_models.layers import Dcls2d
+from dcls_models.layers import Dcls1d, Dcls2d
 
 
-def authors_layer(layer: Dcls2d) -> nn.Module:
+def authors_layer(layer: Dcls1d | Dcls2d) -> nn.Module:
     """The authors' layer that computes what ours does, with copies of its parameters.
 
     Args:
         layer: A layer whose kernel has the same size along both axes.
 
     Returns:
-        Their ``Dcls2d``, in the mode that ours is in.
+        Theirs of the same name, in the mode that ours is in.
 
     Raises:
         ValueError: If their package is not installed.
     """
     try:
-        from DCLS.construct.modules import Dcls2d as Theirs
+        modules = import_module("DCLS.construct.modules")
     except ImportError as error:
         raise ValueError("the authors' layers need their package: pip install DCLS") from error
     logging.disable(logging.WARNING)  # that a GPU extension of theirs is not installed, once per layer
-    theirs: Any = Theirs(
+    theirs: Any = getattr(modules, type(layer).__name__)(
         layer.in_channels,
         layer.out_channels,
         kernel_count=layer.kernel_count,
@@ -38,7 +39,8 @@ def authors_layer(layer: Dcls2d) -> nn.Module:
         version=layer.version,
     )
     logging.disable(logging.NOTSET)
-    order = [0, 1] if layer.version == "v0" else [1, 0]  # their rows of the other versions are x, y
+    axes = range(len(layer.positions))
+    order = list(axes if layer.version == "v0" else reversed(axes))  # theirs of the other versions are x, y
     with torch.no_grad():
         theirs.weight.copy_(layer.weight)
         theirs.P.copy_(layer.positions[order])

@@ -24,6 +24,7 @@ from eval.section import Section, markdown_table
 from eval.speed.costs import costs_of
 from eval.speed.engines import ENGINES, compiled_ahead, run_by
 from eval.speed.peers import with_authors_layers, with_plain_layers
+from eval.speed.steps import step_of
 from eval.speed.timing import LAYOUTS, peak_memory, time_in_turns
 
 AUTHORS = "authors:"  # before a name of the zoo: its model with the layers of the authors' package
@@ -100,30 +101,6 @@ def build(name: str, mode: str, pretrained: bool = False) -> nn.Module:
     return (slice_strided(model) if mode == "train" else model).train(mode == "train")
 
 
-def _step(model: nn.Module, images: torch.Tensor, mode: str, dtype: torch.dtype) -> Callable[[], object]:
-    """One training step or inference, with autocast where ``dtype`` is a short one."""
-    autocast = torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32)
-    if mode != "train":
-
-        def infer() -> torch.Tensor:
-            with torch.inference_mode(), autocast:
-                return model(images)
-
-        return infer
-
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=images.device.type == "cuda")
-    labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
-
-    def train() -> None:
-        with autocast:
-            loss = nn.functional.cross_entropy(model(images), labels)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()  # at the end: a step leaves no more memory in use than it found
-
-    return train
-
-
 def throughput(
     names: Sequence[str],
     modes: Sequence[str] = tuple(MODES),
@@ -181,7 +158,7 @@ def _best_layout(name: str, mode: str, settings: Settings) -> tuple[str, Callabl
         images = _images(model, settings).contiguous(memory_format=memory_format)
         if settings.compiled:
             model.compile()
-        steps[layout] = _step(model, images, mode, settings.dtype)
+        steps[layout] = step_of(model, images, mode, settings.dtype)
     if len(steps) == 1:
         return next(iter(steps.items()))
     timings = time_in_turns(steps, settings.device, rounds=3, seconds=0)
@@ -214,7 +191,7 @@ def _deployed_step(
         model = compiled_ahead(model, images, settings.dtype, file.with_suffix(".pt2"))
     elif settings.compiled or engine == "inductor":
         model.compile()
-    return layout, _step(model, images, "deployed", settings.dtype)
+    return layout, step_of(model, images, "deployed", settings.dtype)
 
 
 def _images(model: nn.Module, settings: Settings) -> torch.Tensor:

@@ -20,6 +20,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.transforms import v2
 
+from dcls_models.files import one_line
 from dcls_models.strided import slice_strided
 from train.dense.base import Dense, DenseCLI, DenseData, Samples
 from train.dense.scenes import Scenes
@@ -206,19 +207,28 @@ class Coco(Dataset):
 
     Raises:
         FileNotFoundError: If there are no annotations.
-        ValueError: If they have no masks, or a class 0.
+        ValueError: If they are none, have no masks, or a class 0.
     """
 
     def __init__(self, root: Path, split: str, training: bool) -> None:
         file = root / "annotations" / f"instances_{split}.json"
         if not file.is_file():
             raise FileNotFoundError(f"there are no annotations {file}")
-        with contextlib.redirect_stdout(None):  # pycocotools reports on itself
-            images = CocoDetection(root / split, str(file))
+        try:
+            with contextlib.redirect_stdout(None):  # pycocotools reports on itself
+                images = CocoDetection(root / split, str(file))
+            categories = images.coco.getCatIds()
+        except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{file} is no file of COCO's ({type(error).__name__}: {one_line(error)}): expected JSON "
+                "with images, annotations and categories"
+            ) from error
+        if not categories or not len(images):
+            raise ValueError(f"{file} has {len(images)} images and {len(categories)} categories")
         self.coco, self.training = images.coco, training
         if not all(a.get("segmentation") for a in self.coco.anns.values()):
             raise ValueError(f"{file} has annotations without a segmentation, which Mask R-CNN needs")
-        if min(self.coco.getCatIds()) < 1:
+        if min(categories) < 1:
             raise ValueError(f"{file} has a category 0, which is the background: count from 1")
         if training:
             images.ids = [i for i in images.ids if self.coco.getAnnIds(i, iscrowd=False)]

@@ -1,5 +1,6 @@
 """Semantic segmentation: UPerNet of segmentation_models_pytorch on a backbone of timm."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardInd
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from dcls_models.images import read_image
+from dcls_models.folders import files_below
+from dcls_models.images import EXTENSIONS, read_image
 from dcls_models.strided import slice_strided
 from train.dense.base import Dense, DenseCLI, DenseData, Samples
 from train.dense.scenes import Scenes
@@ -160,10 +162,11 @@ class Masks(Dataset):
         zero_is_no_class: bool,
         transform: v2.Transform | None,
     ) -> None:
-        self.images = sorted(p for p in (root / "images" / split).glob("*") if p.is_file())
-        self.masks = [root / "annotations" / split / f"{p.stem}.png" for p in self.images]
+        folder, masks = root / "images" / split, root / "annotations" / split
+        self.images = [Path(file) for file in files_below(folder, EXTENSIONS)] if folder.is_dir() else []
+        self.masks = [(masks / os.path.relpath(p, folder)).with_suffix(".png") for p in self.images]
         if not self.images:
-            raise FileNotFoundError(f"there are no images in {root / 'images' / split}")
+            raise FileNotFoundError(f"there are no images in {folder} ({' '.join(EXTENSIONS)})")
         for image, mask in zip(self.images, self.masks, strict=True):
             if not mask.is_file():
                 raise FileNotFoundError(f"{image} has no mask {mask}")

@@ -16,16 +16,15 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedtensor, peek_interpreter_stack
-from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
+
+from dcls_models.layers.tracing import is_recorded, is_transformed
 
 from . import cpu, gpu
 from .layout import layout_of
 
 DEVICES: dict[str, ModuleType] = {"cpu": cpu, "cuda": gpu}
-_is_exporting = getattr(torch.compiler, "is_exporting", lambda: True)  # torch 2.6 cannot tell
 
 Gradients = tuple[torch.Tensor | None, ...]
 
@@ -61,7 +60,7 @@ def _admitted(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None] | None:
     """What the device convolves, cast as autocast wants it; None where ATen is to do it."""
     device = DEVICES.get(input.device.type)
-    if device is None or _is_recorded() or _is_transformed(input, weight, bias):
+    if device is None or is_recorded() or is_transformed(input, weight, bias):
         return None
     if input.ndim != 4 or not input.numel():
         return None
@@ -72,28 +71,6 @@ def _admitted(
     tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor | None] | None
     tensors = device.admit(input, weight, bias, padding)
     return tensors
-
-
-def _is_recorded() -> bool:
-    """Whether a graph is being made that is to run without this package."""
-    if torch.compiler.is_compiling():
-        return bool(_is_exporting())
-    return torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0
-
-
-def _is_transformed(*tensors: torch.Tensor | None) -> bool:
-    """Whether vmap or forward-mode derivatives are at work, which know ATen's functions only."""
-    if forward_ad._current_level >= 0:
-        return True
-    if torch.compiler.is_compiling():
-        return _is_in_transform()
-    # the older vmap is that of ``is_grads_batched`` and ``torch.autograd.functional``
-    return any(is_functorch_wrapped_tensor(t) or is_legacy_batchedtensor(t) for t in tensors if t is not None)
-
-
-@torch.compiler.assume_constant_result  # asked while the compiler traces; it guards the transforms itself
-def _is_in_transform() -> bool:
-    return peek_interpreter_stack() is not None
 
 
 convolution = torch.library.custom_op(
@@ -171,7 +148,7 @@ def _input_gradient(grad: torch.Tensor, weight: torch.Tensor, padding: Sequence[
 
 
 def _convolve(input: torch.Tensor, weight: torch.Tensor, padding: Sequence[int]) -> torch.Tensor:
-    if _is_transformed(input, weight):
+    if is_transformed(input, weight):
         return F.conv2d(input, weight, padding=padding, groups=len(weight))
     return convolution(input, weight, padding, None)
 
@@ -179,7 +156,7 @@ def _convolve(input: torch.Tensor, weight: torch.Tensor, padding: Sequence[int])
 def _weight_gradient(
     input: torch.Tensor, grad: torch.Tensor, size: Sequence[int], padding: Sequence[int]
 ) -> torch.Tensor:
-    if _is_transformed(input, grad):
+    if is_transformed(input, grad):
         channels = input.shape[1]
         return conv2d_weight(input, (channels, 1, *size), grad, padding=padding, groups=channels)
     return correlation(input, grad, size, padding)
