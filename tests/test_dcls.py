@@ -467,7 +467,14 @@ def test_a_scripted_layer_refuses_to_train():
         scripted(torch.randn(2, 4, 8, 8))
 
 
-@pytest.mark.parametrize("side", [3, 12])
+def test_dense_layers_are_vmapped_over_their_input():
+    layer = Dcls2d(4, 6, 5, padding=3, dilated_kernel_size=7)
+    image = torch.randn(3, 2, 4, 3, 3)
+    expected = torch.stack([layer(x) for x in image])
+    torch.testing.assert_close(torch.func.vmap(layer)(image), expected)
+
+
+@pytest.mark.parametrize("side", [3, 18])
 def test_dense_kernels_meet_few_pixels_in_their_own_layout(side):
     layer = Dcls2d(4, 6, 5, padding=3, dilated_kernel_size=7, version="v0").double()
     image = torch.randn(1, 4, side, side, dtype=torch.float64)

@@ -55,6 +55,18 @@ def test_in_transforms_it_is_whole(parts):
     torch.testing.assert_close(kernels, dense_kernel(w, p, None, (5, 5), "v0"))
 
 
+def test_its_gradient_is_vmapped(parts):
+    tensors = sources()
+    kernel = dense_kernel(*tensors, None, (5, 5), "v1")
+    cotangents = torch.randn(3, *kernel.shape).double()
+
+    def gradients(cotangent):
+        return torch.autograd.grad(kernel, tensors, cotangent, retain_graph=True)
+
+    expected = [torch.stack(g) for g in zip(*map(gradients, cotangents), strict=True)]
+    torch.testing.assert_close(list(vmap(gradients)(cotangents)), expected)
+
+
 def test_what_is_kept_for_the_gradient(monkeypatch):
     """The parameters, and no number more."""
     monkeypatch.setattr(in_parts, "FROM", 0)

@@ -46,9 +46,11 @@ def by_fft(monkeypatch):
     return calls
 
 
+@pytest.mark.parametrize("short", [0, 512], ids=["in blocks", "in one block"])
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_output_and_gradients_equal_the_plain_convolution(shape, batch):
+def test_output_and_gradients_equal_the_plain_convolution(shape, batch, short, monkeypatch):
+    monkeypatch.setattr(long_kernels, "SHORT", short)
     padding, groups = SHAPES[shape][-1], SHAPES[shape][2]
     x, kernel = tensors(shape, batch)
     found, expected = fft_convolution(x, kernel, padding, groups), reference(x, kernel, padding, groups)

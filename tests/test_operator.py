@@ -179,9 +179,9 @@ def test_where_nothing_was_measured_to_be_faster_compiled_code_has_aten(how, mon
 
 @pytest.mark.parametrize(("layout", "dynamic"), list(zip(LAYOUTS, (None, True), strict=True)), ids=str)
 def test_sizes_are_dynamic_without_compiling_each(layout, dynamic):
-    """As often as nn.Conv2d: once for each that begins to change, after what the first sizes take.
+    """As often as nn.Conv2d: once for each that begins to change; not at all where it is told beforehand.
 
-    With ``dynamic=True`` the compiler goes over a kernel's number ``EPSILON`` twice, at the first call only.
+    What the first sizes take is not counted: building a kernel may take two compilations there.
     """
     counts = []
     for module in (layer_of(), nn.Conv2d(4, 4, 17, padding=8, groups=4)):

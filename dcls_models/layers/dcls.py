@@ -226,7 +226,11 @@ class DclsNd(ReadsPositions, _ConvNd):
 
 @register_notrace_module
 class Dcls1d(DclsNd, nn.Conv1d):
-    """``nn.Conv1d`` with learned positions; see ``DclsNd`` for the arguments."""
+    """``nn.Conv1d`` with learned positions; see ``DclsNd`` for the arguments.
+
+    Long kernels are convolved by FFT on a CPU: rounding errors are then relative to the largest values
+    nearby, and a sample that is NaN or infinite spoils more than the outputs that see it.
+    """
 
     dense_class = nn.Conv1d
     learned_axes = 1

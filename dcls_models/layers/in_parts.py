@@ -44,7 +44,7 @@ class _InParts(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Of each part; with a graph of its own where gradients of gradients are asked for."""
-        again = torch.is_grad_enabled()
+        again = torch.is_grad_enabled() or is_in_transform()
         needed = [i for i, needs in enumerate(ctx.needs_input_grad[1:]) if needs]
         found: dict[int, list[torch.Tensor]] = {i: [] for i in needed}
         with torch.enable_grad():

@@ -15,6 +15,7 @@ from .tracing import is_recorded
 
 DEPTHWISE_FROM, DENSE_FROM, DENSE_SAMPLES = 64, 128, 3000  # K, K, samples of all recordings
 BLOCK = 2  # kernels that a block of the input is long, where kernels are many
+SHORT = 512  # samples, with padding, that are one block
 
 
 def conv1d(
@@ -88,7 +89,7 @@ def fft_convolution(
     (batch, _, length), (channels, inputs, size), before = input.shape, kernel.shape, padding[0]
     outputs = length + sum(padding) - size + 1
     block = _fast(outputs + size - 1)
-    if inputs > 1:  # the spectra of many kernels cost more than those of a long input
+    if inputs > 1 and block > SHORT:  # the spectra of many kernels cost more than those of a long input
         block = min(block, _fast(BLOCK * size))
     step = block - size + 1  # outputs of a block; the others have come round its end
     count = -(-outputs // step)
@@ -97,7 +98,7 @@ def fft_convolution(
     # the kernel is not flipped; its spectrum, the largest tensor here, is not conjugated for that
     spectra = _product(torch.fft.rfft(blocks).conj(), torch.fft.rfft(kernel, block), groups).conj()
     signal = torch.fft.irfft(spectra, block)[..., :step]
-    return signal.movedim(0, 2).reshape(batch, channels, count * step)[..., :outputs]
+    return signal.movedim(0, 2).reshape(batch, channels, count * step)[..., :outputs].contiguous()
 
 
 def _product(signal: torch.Tensor, taps: torch.Tensor, groups: int) -> torch.Tensor:

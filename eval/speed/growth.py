@@ -67,7 +67,14 @@ def growth(
     Returns:
         Per value of ``GRID``, with all else as in ``BASE``: ``along`` (the field), the point, ``mode``, by
         model ``ms`` and ``layout``, the faster one, and ``ratio``, our time by that of the plain model.
+
+    Raises:
+        ValueError: If the model has no twin.
     """
+    if not timm.is_model(_twin(model)):
+        raise ValueError(
+            f"--model {model} has no twin with learned spacings: give a ConvNeXt, as convnext_tiny"
+        )
     measured: dict[Point, dict[str, Any]] = {}
     rows = []
     for along in fields:
@@ -79,10 +86,14 @@ def growth(
     return rows
 
 
+def _twin(plain: str) -> str:
+    return "convnext_dcls" + plain.removeprefix("convnext")
+
+
 def _compare(
     point: Point, mode: str, plain: str, rounds: int, device: str, dtype: torch.dtype
 ) -> dict[str, Any]:
-    learned = plain.replace("convnext", "convnext_dcls")
+    learned = _twin(plain)
     words = {plain: {}, learned: {"dilated_kernel_size": point.kernel, "kernel_count": point.elements}}
     calls = {}
     for name, layout in product(words, LAYOUTS):
