@@ -307,6 +307,8 @@ class TestLayers:
 
 class TestGrowth:
     def test_one_number_changes_at_a_time(self, tmp_path, monkeypatch, capsys):
+        with pytest.raises(ValueError, match="--model resnet50 has no twin with learned spacings"):
+            run("growth", "--model", "resnet50")
         base = growth.Point(side=32, batch=1, kernel=7, elements=3)
         grid = {"side": (32, 64), "kernel": (7, 9), "elements": (3, 5)}
         monkeypatch.setattr(growth, "BASE", dict.fromkeys(growth.MODES, base))

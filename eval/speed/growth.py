@@ -71,7 +71,7 @@ def growth(
     Raises:
         ValueError: If the model has no twin.
     """
-    if not timm.is_model(_twin(model)):
+    if _twin(model) == model or not timm.is_model(_twin(model)):
         raise ValueError(
             f"--model {model} has no twin with learned spacings: give a ConvNeXt, as convnext_tiny"
         )
@@ -87,7 +87,7 @@ def growth(
 
 
 def _twin(plain: str) -> str:
-    return "convnext_dcls" + plain.removeprefix("convnext")
+    return plain.replace("convnext", "convnext_dcls", 1)
 
 
 def _compare(
