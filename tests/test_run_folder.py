@@ -83,6 +83,18 @@ def test_an_earlier_run_is_aside_as_a_whole(flags, tmp_path):
     assert len(list((tmp_path / "tensorboard").glob("events*"))) == 1
 
 
+def test_a_training_that_goes_on_in_the_folder_of_another_run_puts_it_aside(flags, tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    start = ["fit", *flags[classify], "--trainer.default_root_dir"]
+    classify([*start, str(one), *ONE])
+    before = write_earlier(other)
+    last = ["--ckpt_path", str(one / "checkpoints" / "last.ckpt"), "--trainer.max_epochs", "2"]
+    classify([*start, str(other), *last])
+    assert contents(other / "earlier_1") == before
+    assert (other / "checkpoints" / "last.ckpt").stat().st_size > 100
+    assert (other / "summary.csv").read_text().count("\n") == 2  # its head and the epoch that was added
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "wanted"),
     [

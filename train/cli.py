@@ -30,6 +30,7 @@ from train.run_folder import (
     check_checkpoint,
     check_folder,
     compare,
+    goes_on_in,
     keep_metrics,
     last_checkpoint,
     put_aside,
@@ -68,7 +69,7 @@ class Parser(LightningArgumentParser):
 class Begin(SaveConfigCallback):
     """Makes the folder the run's own with its first update; a run that fails before leaves it as it was.
 
-    What an earlier run has left is put aside, the loggers write, and the config is saved as one to start
+    What another run has left is put aside, the loggers write, and the config is saved as one to start
     from, without the checkpoint that this run goes on from.
     """
 
@@ -87,8 +88,9 @@ class Begin(SaveConfigCallback):
         folder, config = trainer.log_dir, self.config.clone()
         if trainer.is_global_zero:
             root = Path(trainer.default_root_dir)
-            if config["ckpt_path"]:
-                keep_metrics(root)
+            if goes_on_in(root, config["ckpt_path"]):
+                if trainer.loggers:
+                    keep_metrics(root)
             else:
                 put_aside(root, LEFT if trainer.loggers else (*LEFT, self.config_filename))
         for logger in trainer.loggers:

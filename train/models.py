@@ -95,7 +95,9 @@ def downloading(name: str, option: str = "model.pretrained") -> Iterator[None]:
         if reason is None:
             raise
         file = '--model.model_kwargs.pretrained_cfg_overlay \'{"file": "PATH"}\' for a file that is here'
-        instead = f"--model.pretrained false, or {file}" if option == "model.pretrained" else f"no {option}"
+        instead = (
+            f"--model.pretrained false, or {file}" if option == "model.pretrained" else "local-dir:FOLDER"
+        )
         raise ValueError(
             f"{option}: the weights of {name} cannot be downloaded ({reason}); try again later, or give "
             f"{instead}"
@@ -103,18 +105,20 @@ def downloading(name: str, option: str = "model.pretrained") -> Iterator[None]:
 
 
 def check_takes(model: nn.Module, example: torch.Tensor, otherwise: str) -> None:
-    """Makes sure that a model takes such an input, without computing anything.
+    """Makes sure that a model takes such an input; where shapes alone pass, nothing is computed.
 
     Raises:
         ValueError: With the message ``otherwise`` and the reason.
     """
-    try:
-        with torch.no_grad():
-            copy.deepcopy(model).eval().to("meta")(example.to("meta"))
-    except NotImplementedError:  # an operator that has no shapes only: the first step will tell
-        return
-    except (AssertionError, RuntimeError) as error:
-        raise ValueError(f"{otherwise} ({one_line(error)})") from error
+    trial = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        try:
+            copy.deepcopy(trial).to("meta")(example.to("meta"))
+        except (NotImplementedError, AssertionError, RuntimeError):  # also of what needs values
+            try:
+                trial(example)
+            except (AssertionError, RuntimeError) as error:
+                raise ValueError(f"{otherwise} ({one_line(error)})") from error
 
 
 def starts_pretrained(name: str, pretrained: bool, model_kwargs: dict[str, Any]) -> bool:

@@ -36,6 +36,11 @@ def check_folder(root: Path) -> None:
             )
 
 
+def goes_on_in(root: Path, checkpoint: str | None) -> bool:
+    """Whether a training goes on from a checkpoint of the run that is in the folder."""
+    return checkpoint is not None and Path(checkpoint).resolve().parent == (root / "checkpoints").resolve()
+
+
 def keep_metrics(root: Path) -> None:
     """Renames what Lightning's logger has written for the training that goes on; it would delete that."""
     metrics = root / "logs" / METRICS
