@@ -169,3 +169,10 @@ def test_gradients_in_batches(by_fft):
     (found,) = torch.autograd.grad(output, x, cotangents, retain_graph=True, is_grads_batched=True)
     for cotangent, one in zip(cotangents, found, strict=True):
         torch.testing.assert_close(one, torch.autograd.grad(output, x, cotangent, retain_graph=True)[0])
+
+
+@pytest.mark.parametrize("channels", [1, 3, 8])
+def test_other_channels_are_refused_as_by_torch(channels):
+    layer = Dcls1d(4, 4, 5, dilated_kernel_size=101, groups=4)
+    with pytest.raises(RuntimeError, match=f"to have 4 channels, but got {channels} channels"):
+        layer(torch.randn(1, channels, 900))

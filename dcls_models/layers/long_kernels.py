@@ -31,7 +31,7 @@ def conv1d(
     """
     sides = _sides(padding, kernel.shape[-1])
     tensors = [input, kernel] if bias is None else [input, kernel, bias]
-    if not (_is_plain(tensors) and _fits(input, kernel, sides) and fft_pays(input, kernel)):
+    if not (_is_plain(tensors) and _fits(input, kernel, sides, groups) and fft_pays(input, kernel)):
         return F.conv1d(input, kernel, bias, padding=padding, groups=groups)
     output = fft_convolution(input, kernel, sides, groups)
     return output if bias is None else output + bias[:, None]
@@ -54,9 +54,11 @@ def _is_plain(tensors: Sequence[torch.Tensor]) -> bool:
     return all(type(t) in (torch.Tensor, nn.Parameter) for t in tensors)
 
 
-def _fits(input: torch.Tensor, kernel: torch.Tensor, padding: Sequence[int]) -> bool:
+def _fits(input: torch.Tensor, kernel: torch.Tensor, padding: Sequence[int], groups: int) -> bool:
     """False also where ``F.conv1d`` is to say what is wrong."""
-    return input.ndim == 3 and input.numel() > 0 and input.shape[-1] + sum(padding) >= kernel.shape[-1]
+    if input.ndim != 3 or input.numel() == 0 or input.shape[1] != groups * kernel.shape[1]:
+        return False
+    return input.shape[-1] + sum(padding) >= kernel.shape[-1]
 
 
 def fft_pays(input: torch.Tensor, kernel: torch.Tensor) -> bool:
