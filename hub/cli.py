@@ -106,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--dynamic-size", action="store_true", help="model.onnx for any height and width")
     command.add_argument("--int8", action="store_true", help="model.onnx with matrix products in int8")
     compare_help = "folder of images on which the int8 file is compared with the model"
-    command.add_argument("--images", type=Path, dest="compare", help=compare_help)
+    command.add_argument("--images", type=Path, dest="compare", metavar="FOLDER", help=compare_help)
     command.set_defaults(run=run_export)
 
     command = commands.add_parser("card", help="a model card from measured results")

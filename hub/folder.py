@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 import dcls_models  # noqa: F401  (registers the models)
+from dcls_models.checkpoint import check_values
 from dcls_models.files import one_line, sha256_of
 from dcls_models.loading import read_config
 from hub import HubError
@@ -111,7 +112,7 @@ def copy_files(files: dict[str, Path], out: Path) -> None:
 
 
 def check_folder(folder: Path, root: Path | None = None) -> Checked:
-    """Looks at a folder without loading it: no code is run and nothing of the size it names is allocated.
+    """Looks at a folder: no code is run, and tensors are read, one by one, only after their shapes are known.
 
     Args:
         folder: With ``config.json`` and ``model.safetensors``.
@@ -122,6 +123,7 @@ def check_folder(folder: Path, root: Path | None = None) -> Checked:
 
     Raises:
         HubError: If it is not what ``timm`` can load, or weights and config do not belong together.
+        CheckpointError: If a weight is NaN or infinite.
     """
     if not folder.is_dir():
         raise HubError(f"there is no folder {folder}")
@@ -144,6 +146,9 @@ def check_folder(folder: Path, root: Path | None = None) -> Checked:
         raise HubError(
             f"{folder / CONFIG} was changed after {WEIGHTS} was written: download or export it again"
         )
+    with safe_open(folder / WEIGHTS, "pt") as file:
+        for key in tensors:
+            check_values({key: file.get_tensor(key)}, str(folder / WEIGHTS))
     learned = {
         key: shape for key, (shape, _) in tensors.items() if not key.endswith(("_mean", "_var", "_tracked"))
     }

@@ -58,6 +58,8 @@ def publish(
 
 
 def _check_card(folder: Path) -> None:
+    if not (folder / CARD).is_file():
+        raise HubError(f"{folder} has no {CARD}: python -m hub card writes the model card from results")
     try:
         data = ModelCard.load(folder / CARD).data
     except (OSError, ValueError) as error:

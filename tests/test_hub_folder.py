@@ -26,6 +26,7 @@ from test_checkpoint import NAMES, classes, difference, overrides, path_of, payl
 from torch import nn
 
 import dcls_models
+from dcls_models import CheckpointError
 from dcls_models.files import sha256_of
 from dcls_models.layers import DclsNd
 from dcls_models.provenance import state_dict_sha256
@@ -552,3 +553,17 @@ def test_timm_cannot_save_what_we_can(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="non contiguous"):
         save_for_hf(model, tmp_path, safe_serialization=True)
     assert any(isinstance(m, DclsNd) for m in model.modules())
+
+
+def test_weights_that_are_no_numbers_are_not_sound(tmp_path: Path) -> None:
+    model = make()
+    export(model, tmp_path)
+    path = tmp_path / "model.safetensors"
+    weights = safetensors.torch.load_file(path)
+    weights["stem.0.weight"][0, 0, 0, 0] = float("nan")
+    safetensors.torch.save_file(weights, path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config.pop("weights_sha256")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"stem\.0\.weight"):
+        hub_main(["verify", str(tmp_path)])

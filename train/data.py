@@ -75,7 +75,7 @@ class Images(TaskData):
         std: Standard deviation of each channel.
         predict_root: Folder with images for ``predict``.
         names: Names of the classes instead of ``root``; ``predict`` takes the checkpoint's.
-        exif: Whether images are turned as their EXIF data say, as ``--exif`` of ``eval accuracy`` does; timm does not.
+        exif: Whether images are turned as their EXIF data say, as by ``eval accuracy --exif``; timm does not.
         image_column: Column of the images (``hfds/``).
         label_column: Column of the labels (``hfds/``).
 
