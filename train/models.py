@@ -110,13 +110,12 @@ def check_takes(model: nn.Module, example: torch.Tensor, otherwise: str) -> None
     Raises:
         ValueError: With the message ``otherwise`` and the reason.
     """
-    trial = copy.deepcopy(model).eval()
     with torch.no_grad():
         try:
-            copy.deepcopy(trial).to("meta")(example.to("meta"))
+            copy.deepcopy(model).eval().to("meta")(example.to("meta"))
         except (NotImplementedError, AssertionError, RuntimeError):  # also of what needs values
             try:
-                trial(example)
+                copy.deepcopy(model).eval()(example)
             except (AssertionError, RuntimeError) as error:
                 raise ValueError(f"{otherwise} ({one_line(error)})") from error
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from .tracing import is_in_transform, is_recorded, is_transformed
+from .tracing import is_in_transform, is_traced, is_transformed
 
 FROM = 2**18  # elements: the depthwise convolutions of a ConvNeXt have a tenth of that
 ELEMENTS = 2**16  # of a part
@@ -25,7 +25,7 @@ def in_parts(build: Build, weight: torch.Tensor, *by_axis: torch.Tensor) -> torc
         *by_axis: Tensors ``(axes, *weight.shape)``.
     """
     tensors = (weight, *by_axis)
-    if torch.compiler.is_compiling() or is_recorded() or is_in_transform() or is_transformed(*tensors):
+    if is_traced() or is_in_transform() or is_transformed(*tensors):
         return build(*tensors)  # before sizes are compared, which tracers would note
     if not weight.is_cpu or weight.numel() < FROM or any(t.shape[1:] != weight.shape for t in by_axis):
         return build(*tensors)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from .in_range import as_loaded
+from .tracing import is_traced
 
 
 class KeptKernel(NamedTuple):
@@ -36,7 +37,7 @@ def kept_kernel(layer: Any) -> torch.Tensor:
 
 def _are_comparable(sources: list[torch.Tensor]) -> bool:
     """True for ordinary parameters on a CPU outside tracing and compiling."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack():
+    if is_traced():
         return False
     return all(type(t) is nn.Parameter and t.is_cpu for t in sources)
 

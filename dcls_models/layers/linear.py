@@ -13,7 +13,7 @@ from timm.layers import Mlp, register_notrace_module
 from torch import nn
 from torch.nn import functional as F
 
-from . import tracing
+from .tracing import is_recorded, is_transformed
 
 # Multiply-adds and rows from which oneDNN was the faster one (AMD Zen 5, AVX-512, one and two threads)
 INFERENCE_FROM = 2**22
@@ -109,11 +109,13 @@ def _is_plain(tensors: list[torch.Tensor]) -> bool:
     """Whether these are float32 tensors, and nothing is at work that knows ``F.linear`` only."""
     if not all(t.is_cpu and t.dtype == torch.float32 for t in tensors) or torch.is_autocast_enabled("cpu"):
         return False
-    if torch.compiler.is_compiling():
-        return not tracing.is_exporting()
-    if torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() or not torch.backends.mkldnn.enabled:
+    if is_recorded():
         return False
-    if any(type(t) not in (torch.Tensor, nn.Parameter) for t in tensors) or tracing.is_transformed(*tensors):
+    if torch.compiler.is_compiling():
+        return True
+    if not torch.backends.mkldnn.enabled:
+        return False
+    if any(type(t) not in (torch.Tensor, nn.Parameter) for t in tensors) or is_transformed(*tensors):
         return False
     return onednn_is_faster()  # a layer may come from another machine
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .tracing import is_recorded
+from .tracing import is_traced
 
 DEPTHWISE_FROM, DENSE_FROM, DENSE_SAMPLES = 64, 128, 3000  # K, K, samples of all recordings
 BLOCK = 2  # kernels that a block of the input is long, where kernels are many
@@ -46,7 +46,7 @@ def _sides(padding: str | Sequence[int], size: int) -> tuple[int, int]:
 
 def _is_plain(tensors: Sequence[torch.Tensor]) -> bool:
     """Whether these are tensors of one type on a CPU, and no graph is being made of what is done."""
-    if torch.compiler.is_compiling() or is_recorded() or torch.is_autocast_enabled("cpu"):
+    if is_traced() or torch.is_autocast_enabled("cpu"):
         return False
     first = tensors[0].dtype
     if first not in (torch.float32, torch.float64) or any(t.dtype != first or not t.is_cpu for t in tensors):

@@ -7,11 +7,14 @@ from torch.autograd import forward_ad
 is_exporting = getattr(torch.compiler, "is_exporting", lambda: True)  # torch 2.6 cannot tell
 
 
+def is_traced() -> bool:
+    """Whether a graph is being made of what is done, to run here or elsewhere."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0
+
+
 def is_recorded() -> bool:
     """Whether a graph is being made that is to run without this package."""
-    if torch.compiler.is_compiling():
-        return bool(is_exporting())
-    return torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0
+    return bool(is_exporting()) if torch.compiler.is_compiling() else is_traced()
 
 
 def is_transformed(*tensors: torch.Tensor | None) -> bool:

@@ -2,7 +2,7 @@
 
 import torch
 
-from dcls_models.layers.tracing import is_recorded, is_transformed
+from dcls_models.layers.tracing import is_traced, is_transformed
 
 
 def layout_of(image: torch.Tensor) -> torch.memory_format:
@@ -19,6 +19,6 @@ def prefers_contiguous(image: torch.Tensor, kernel: torch.Tensor) -> bool:
     """
     if type(image) is not torch.Tensor or not image.is_cpu:
         return False  # also for what stands for a tensor while FX traces
-    if torch.compiler.is_compiling() or is_recorded() or is_transformed(image, kernel):
+    if is_traced() or is_transformed(image, kernel):
         return False
     return layout_of(image) == torch.channels_last and kernel.numel() > image.numel()
