@@ -14,7 +14,12 @@ def is_traced() -> bool:
 
 def is_recorded() -> bool:
     """Whether a graph is being made that is to run without this package."""
-    return bool(is_exporting()) if torch.compiler.is_compiling() else is_traced()
+    return _is_exported() if torch.compiler.is_compiling() else is_traced()
+
+
+@torch.compiler.assume_constant_result  # before torch 2.14 the compiler itself always answers yes
+def _is_exported() -> bool:
+    return bool(is_exporting())
 
 
 def is_transformed(*tensors: torch.Tensor | None) -> bool:

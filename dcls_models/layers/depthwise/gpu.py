@@ -19,6 +19,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn import functional as F
 
 from .layout import layout_of
 
@@ -111,33 +112,43 @@ def convolution(
         input: ``(N, C, H, W)``, in either memory layout, which the output keeps.
         weight: ``(C, 1, K, K)``, for what ``supports`` says.
         padding: Zeros on either side of each axis.
-        bias: ``(C,)``, added to the rounded output.
+        bias: ``(C,)``, added before the output is rounded.
 
     Returns:
         ``(N, C, H + 2 padding - K + 1, W + 2 padding - K + 1)`` in the dtype of ``input``.
     """
     plan = _plan(_extents(input.shape, weight.shape, padding), input.dtype)
-    values = _aligned(input, plan.columns.left, plan.widths[0])
+    rows, columns = plan.rows, plan.columns
+    values = _aligned(input, columns.left, plan.widths[0])
+    toeplitz = _toeplitz(weight[:, 0], plan)
     output = input.new_empty(*input.shape[:2], *plan.out)
     patches = len(input) * plan.tiles
     block_m = _block(patches, 128 if input.dtype.itemsize == 2 else 64)
     with torch.cuda.device_of(input):
         _kernels().convolve[-(-patches // block_m), input.shape[1]](
             values,
-            weight.contiguous(),
+            toeplitz,
+            bias,
             output,
-            *values.stride(),
-            *output.stride(),
-            *values.shape[2:],
-            *output.shape[2:],
-            *plan.numbers,
+            *values.stride()[:3],
+            toeplitz.stride(0),
+            *output.stride()[:3],
+            values.shape[2],
+            *plan.out,
+            rows.tiles,
+            columns.tiles,
+            rows.window,
+            rows.left,
             patches,
-            **_constants(plan, weight.shape[2:], input.dtype),
+            chunks=plan.chunks,
+            **_constants(plan, input.dtype),
             block_m=block_m,
             num_warps=8,
         )
-    output = output.contiguous(memory_format=layout_of(input))
-    return output if bias is None else output + bias[:, None, None]
+    if layout_of(input) == torch.channels_last:
+        copy = torch.empty_like(output, memory_format=torch.channels_last)
+        return _move(output, copy, 0)
+    return output
 
 
 def correlation(
@@ -182,7 +193,8 @@ def correlation(
             channels,
             group,
             share,
-            **_constants(plan, size, input.dtype),
+            kernel_h=size[0], kernel_w=size[1],
+            **_constants(plan, input.dtype),
             block_m=block_m,
             block_steps=block_steps,
             block_s=16 if size[1] <= 16 else 32,
@@ -281,10 +293,8 @@ def _extents(
     return tuple((i, i + 2 * p - k + 1, k, p) for i, k, p in sides)
 
 
-def _constants(plan: Plan, size: Sequence[int], dtype: torch.dtype) -> dict[str, Any]:
+def _constants(plan: Plan, dtype: torch.dtype) -> dict[str, Any]:
     return {
-        "kernel_h": size[0],
-        "kernel_w": size[1],
         "block_h": plan.rows.block,
         "block_w": plan.columns.block,
         "block_k": plan.block_k,
@@ -300,11 +310,48 @@ def _block(patches: int, most: int) -> int:
     return min(most, max(16, 1 << (patches - 1).bit_length()))
 
 
+def _toeplitz(kernels: torch.Tensor, plan: Plan) -> torch.Tensor:
+    """The matrices of all steps, ``(C, rows, columns of the window, block_h, block_w)``, of kernels ``(C, K, K)``.
+
+    The pixels of a tile are in reversed order, so that all strides of the view are positive.
+    """
+    frame: list[int] = []  # zeros around the kernels, as far as the steps of any tile ask for them
+    for axis, size in zip((plan.columns, plan.rows), kernels.shape[:0:-1], strict=True):
+        before = axis.block - 1 - axis.first  # where it is negative, weights that meet no image are cut off
+        frame += [before, axis.block - 1 + axis.window - size - before]
+    framed = F.pad(kernels, frame)
+    shape = (len(kernels), plan.rows.window, plan.columns.window, plan.rows.block, plan.columns.block)
+    of_kernel, of_row, of_column = framed.stride()
+    return framed.as_strided(shape, (of_kernel, of_row, of_column, of_row, of_column)).contiguous()
+
+
 def _aligned(image: torch.Tensor, left: int, width: int) -> torch.Tensor:
     """A copy in rows of ``width``, after ``left`` zeros; images of either layout then look the same."""
-    right = left + image.shape[3]
-    copy = image.new_empty(*image.shape[:3], width)
-    copy[..., :left] = 0
-    copy[..., right:] = 0
-    copy[..., left:right] = image
+    return _move(image, image.new_empty(*image.shape[:3], width), left)
+
+
+def _move(image: torch.Tensor, copy: torch.Tensor, left: int) -> torch.Tensor:
+    """Fills ``copy``, of any layout, with ``image``, of any strides, after ``left`` columns of zeros."""
+    n, channels, height, width = copy.shape
+    block_c, block_p = (32, 64)
+    blocks = -(-height * width // block_p)
+    if not copy.numel():
+        return copy
+    with torch.cuda.device_of(image):
+        _kernels().move[n * blocks, -(-channels // block_c)](
+            image,
+            copy,
+            *image.stride(),
+            *copy.stride()[:2],
+            copy.stride(3),
+            channels,
+            height,
+            image.shape[3],
+            left,
+            width,
+            blocks,
+            block_c=block_c,
+            block_p=block_p,
+            num_warps=4,
+        )
     return copy

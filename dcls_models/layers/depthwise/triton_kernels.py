@@ -30,44 +30,60 @@ def pixels(
 
 
 @triton.jit
+def move(
+    image, copy,
+    image_n, image_c, image_h, image_w, copy_n, copy_c, copy_p,  # strides
+    channels, height, width, left, copy_width, blocks,
+    block_c: tl.constexpr, block_p: tl.constexpr,
+):  # fmt: skip
+    """One program: ``block_p`` pixels of ``block_c`` channels, to rows of ``copy_width`` after ``left`` zeros."""
+    n = (tl.program_id(0) // blocks).to(tl.int64)
+    pixel = tl.program_id(0) % blocks * block_p + tl.arange(0, block_p)[None, :]
+    c = (tl.program_id(1) * block_c + tl.arange(0, block_c)[:, None]).to(tl.int64)
+    h, w = pixel // copy_width, pixel % copy_width - left
+    exists = (c < channels) & (h < height)
+    values = tl.load(
+        image + n * image_n + c * image_c + h * image_h + w * image_w,
+        mask=exists & (w >= 0) & (w < width), other=0,
+    )  # fmt: skip
+    tl.store(copy + n * copy_n + c * copy_c + pixel * copy_p, values, mask=exists)
+
+
+@triton.jit
 def convolve(
-    input, weight, output,
-    input_n, input_c, input_h, input_w,  # strides
-    output_n, output_c, output_h, output_w,
-    height, width, out_height, out_width,
-    tiles_h, tiles_w, rows, chunks,  # steps of a window: its rows, each in so many chunks of columns
-    above, left,  # of an image: rows and columns of the first window, may be negative
-    first_row, first_column,  # what was cut off from the windows' start
+    input, toeplitz, bias, output,
+    input_n, input_c, input_h, toeplitz_c, output_n, output_c, output_h,  # strides
+    height, out_height, out_width,
+    tiles_h, tiles_w, rows, above,  # of an image: tiles; of a tile: rows of its window, those above the image
     patches,
-    kernel_h: tl.constexpr, kernel_w: tl.constexpr,
-    block_h: tl.constexpr, block_w: tl.constexpr, block_k: tl.constexpr,
+    chunks: tl.constexpr, block_h: tl.constexpr, block_w: tl.constexpr, block_k: tl.constexpr,
     block_m: tl.constexpr, operand: tl.constexpr,
 ):  # fmt: skip
-    """One program: ``block_m`` patches of one channel."""
+    """One program: ``block_m`` patches of one channel; ``toeplitz`` has the last pixel of a tile first."""
     channel = tl.program_id(1).to(tl.int64)
-    input += channel * input_c
-    weight += channel * kernel_h * kernel_w
-    patch = (tl.program_id(0) * block_m + tl.arange(0, block_m))[:, None]
-    pixel = tl.arange(0, block_h * block_w)[None, :]
-    pixel_row, pixel_column = pixel // block_w, pixel % block_w
-    total = tl.zeros((block_m, block_h * block_w), tl.float32)
+    patch = tl.program_id(0) * block_m + tl.arange(0, block_m)
+    exists = patch < patches
+    n = (patch // (tiles_h * tiles_w)).to(tl.int64)
+    top = patch // tiles_w % tiles_h * block_h
+    left = patch % tiles_w * block_w
+    pixels: tl.constexpr = block_h * block_w
+    k = tl.arange(0, block_k)
+    inputs = (input + channel * input_c + n * input_n + (top - above) * input_h + left)[:, None] + k[None, :]
+    weights = toeplitz + channel * toeplitz_c + k[:, None] * pixels + tl.arange(0, pixels)[None, :]
+    total = tl.zeros((block_m, pixels), tl.float32)
     for step in range(rows * chunks):
-        row = step // chunks
-        column = step % chunks * block_k + tl.arange(0, block_k)
-        address, exists = pixels(
-            input, patch, above + row, left + column[None, :], patches,
-            input_n, input_h, input_w, height, width, tiles_h, tiles_w, block_h, block_w,
-        )  # fmt: skip
-        values = tl.load(address, mask=exists, other=0)
-        r, s = first_row + row - pixel_row, first_column + column[:, None] - pixel_column
-        inside = (r >= 0) & (r < kernel_h) & (s >= 0) & (s < kernel_w)
-        toeplitz = tl.load(weight + r * kernel_w + s, mask=inside, other=0)
-        total = tl.dot(values.to(operand), toeplitz.to(operand), total, input_precision="ieee")
-    address, exists = pixels(
-        output + channel * output_c, patch, pixel_row, pixel_column, patches,
-        output_n, output_h, output_w, out_height, out_width, tiles_h, tiles_w, block_h, block_w,
-    )  # fmt: skip
-    tl.store(address, total.to(output.dtype.element_ty), mask=exists)
+        row, column = step // chunks, step % chunks * block_k
+        here = exists & (top + row >= above) & (top + row < height + above)
+        values = tl.load(inputs + (row * input_h + column), mask=here[:, None], other=0)
+        matrix = tl.load(weights + step * (block_k * pixels))
+        total = tl.dot(values.to(operand), matrix.to(operand), total, input_precision="ieee")
+    if bias is not None:
+        total += tl.load(bias + channel)
+    pixel = pixels - 1 - tl.arange(0, pixels)[None, :]
+    row, column = top[:, None] + pixel // block_w, left[:, None] + pixel % block_w
+    address = output + channel * output_c + n[:, None] * output_n + row * output_h + column
+    mask = exists[:, None] & (row < out_height) & (column < out_width)
+    tl.store(address, total.to(output.dtype.element_ty), mask=mask)
 
 
 @triton.jit
