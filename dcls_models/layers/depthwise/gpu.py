@@ -123,7 +123,7 @@ def convolution(
     toeplitz = _toeplitz(weight[:, 0], plan)
     output = input.new_empty(*input.shape[:2], *plan.out)
     patches = len(input) * plan.tiles
-    block_m = _block(patches, 128 if input.dtype.itemsize == 2 else 64)
+    block_m = _block(patches, 64)
     with torch.cuda.device_of(input):
         _kernels().convolve[-(-patches // block_m), input.shape[1]](
             values,
@@ -143,7 +143,7 @@ def convolution(
             chunks=plan.chunks,
             **_constants(plan, input.dtype),
             block_m=block_m,
-            num_warps=8,
+            num_warps=4,
         )
     if layout_of(input) == torch.channels_last:
         copy = torch.empty_like(output, memory_format=torch.channels_last)
