@@ -14,6 +14,8 @@ from torch.nn import functional as F
 import dcls_models
 from dcls_models.deploy import fused
 from dcls_models.layers import Dcls2d, DclsNd, linear
+from dcls_models.layers.depthwise import operators
+from dcls_models.layers.depthwise.module import DepthwiseConv2d, use_operator
 from dcls_models.layers.linear import FastLinear, fast_linear, onednn_is_faster, use_fast_linear
 
 FAMILIES = timm.list_models("test_*dcls*")
@@ -225,3 +227,34 @@ def test_torchao_quantizes_layers_as_they_are(version: str, aware: bool) -> None
         assert all(p.grad is not None for n, p in prepared.named_parameters() if n.endswith("positions"))
     change = (quantize_pt2e.convert_pt2e(prepared)(images) - expected).abs().max()
     assert 0 < change < 0.2 * (expected.max() - expected.min())
+
+
+def test_depthwise_convolutions_by_the_operator_are_the_same(tmp_path: Path) -> None:
+    model = fused(make())
+    images = images_for(model)
+    expected, keys = model(images), list(model.state_dict())
+    use_operator(model)
+    changed = [m for m in model.modules() if isinstance(m, DepthwiseConv2d)]
+    assert changed and all(m.groups == m.in_channels and m.stride == (1, 1) for m in changed)
+    assert list(model.state_dict()) == keys
+    torch.testing.assert_close(model(images), expected)
+    torch.testing.assert_close(copy.deepcopy(model)(images), expected)
+    torch.testing.assert_close(torch.jit.script(model)(images), expected)
+    exported = torch.export.export(model, (images,))
+    assert not any("dcls" in str(node.target) for node in exported.graph.nodes)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_large_kernels_go_through_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DCLS_TRITON", "1")
+    model = make().cuda().bfloat16()
+    images = images_for(model).cuda().bfloat16()
+    calls: list[torch.dtype] = []
+    operator = operators.convolution
+    monkeypatch.setattr(operators, "convolution", lambda *a: calls.append(a[0].dtype) or operator(*a))
+    deployed = dcls_models.deploy(model, images)
+    assert set(calls) == {torch.bfloat16}
+    calls.clear()
+    with torch.no_grad():
+        found, expected = deployed(images).float(), model.double()(images.double()).float()
+    assert calls and (found - expected).norm() <= 5e-2 * expected.norm()

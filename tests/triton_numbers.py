@@ -27,6 +27,8 @@ SHAPES = {  # N, C, H, W, kernel, padding
     "full padding": (1, 1, 16, 19, (13, 15), (12, 14)),
     "one row": (1, 1, 1, 90, (17, 17), (8, 8)),
     "one column": (4, 1, 50, 1, (23, 13), (11, 6)),
+    "smallest kernel": (3, 2, 30, 14, (9, 10), (4, 5)),
+    "windows of 48 columns": (1, 1, 9, 60, (13, 31), (6, 15)),
 }
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -89,11 +91,13 @@ def test_output_and_both_gradients(shape, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_both_memory_layouts_give_the_same_numbers(dtype):
     input, weight, grad, padding = tensors("odd", dtype)
+    bias = torch.randn(len(weight), device=DEVICE, dtype=dtype)
     last = [t.contiguous(memory_format=torch.channels_last) for t in (input, grad)]
-    output = module.convolution(last[0], weight, padding)
-    assert output.is_contiguous(memory_format=torch.channels_last)
-    assert module.convolution(input, weight, padding).is_contiguous()
-    assert torch.equal(output, module.convolution(input, weight, padding))
+    output, other = (module.convolution(x, weight, padding, bias) for x in (last[0], input))
+    assert output.is_contiguous(memory_format=torch.channels_last) and other.is_contiguous()
+    assert torch.equal(output, other)
+    with_bias = reference(input, weight, padding) + bias.double()[:, None, None]
+    assert_rounded(output, with_bias, dtype, 1.0 if INTERPRETED else 0.5)
     size = weight.shape[2:]
     found, wanted = (module.correlation(*pair, size, padding) for pair in (last, (input, grad)))
     assert torch.equal(found, wanted)
@@ -131,10 +135,10 @@ def test_programs_that_sum_over_several_groups_of_images(shape, programs, monkey
 
 def test_what_is_supported():
     input, weight, _, padding = tensors("odd")
-    for size in (13, 31):
+    for size in (9, 31):
         assert module.supports(input, torch.ones(2, 1, size, size, device=DEVICE), (6, 7))
     no = {
-        "small kernel": (input, weight[..., :11, :], (0, 0)),
+        "small kernel": (input, weight[..., :8, :], (0, 0)),
         "large kernel": (input, torch.ones(2, 1, 33, 33, device=DEVICE), (16, 16)),
         "more padding than kernel": (input, weight, (17, 8)),
         "less than no padding": (input, weight, (-1, 8)),
@@ -154,26 +158,40 @@ class Mine(torch.Tensor):
     pass
 
 
-def test_chosen_when_asked_for_or_measured(monkeypatch):
-    input, weight, _, padding = tensors("odd")
+def test_chosen_when_asked_for_or_measured(monkeypatch, caplog):
+    input, weight, _, padding = tensors("odd", torch.bfloat16)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a GPU of ours")
+    module._is_measured.cache_clear()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
     monkeypatch.delenv("DCLS_TRITON", raising=False)
-    assert not module.chosen(input, weight, padding), "nothing was measured"
+    assert module.chosen(input, weight, padding), "measured there"
+    assert not module.chosen(input, weight[..., :8, :8], padding)
+    monkeypatch.setenv("DCLS_TRITON", "0")
+    assert not module.chosen(input, weight, padding) and not caplog.text
+
+    module._is_measured.cache_clear()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 9))
+    monkeypatch.delenv("DCLS_TRITON")
+    assert not any(module.chosen(input, weight, padding) for _ in range(3)), "nobody measured there"
+    assert caplog.text.count("were not measured on a GPU of ours") == 1 and "DCLS_TRITON=1" in caplog.text
     monkeypatch.setenv("DCLS_TRITON", "1")
     assert module.chosen(input, weight, padding)
-    assert not module.chosen(input, weight[..., :11, :11], padding)
-    monkeypatch.delenv("DCLS_TRITON")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
-    monkeypatch.setattr(module, "FASTER", {((9, 0), torch.float32, 17, 19)})
-    assert module.chosen(input, weight, padding)
-    assert not module.chosen(input.half(), weight.half(), padding)
-    monkeypatch.setenv("DCLS_TRITON", "0")
-    assert not module.chosen(input, weight, padding)
+    module._is_measured.cache_clear()
+
+
+def test_float32_is_ours_for_the_weight_gradient_only(monkeypatch):
+    monkeypatch.setenv("DCLS_TRITON", "1")
+    input, weight, _, padding = tensors("odd")
+    assert not module.chosen(input, weight, padding), "nothing is trained"
+    assert module.chosen(input, weight.requires_grad_(), padding)
+    with torch.no_grad():
+        assert not module.chosen(input, weight, padding)
 
 
 def test_compiled_code_calls_the_operator_where_it_is_asked_for(monkeypatch):
     monkeypatch.setenv("DCLS_TRITON", "1")
     monkeypatch.setitem(operators.DEVICES, DEVICE, module)
-    input, weight, _, padding = tensors("odd")
+    input, weight, _, padding = tensors("odd", torch.bfloat16)
     graphs = []
 
     def note(graph_module, inputs):
@@ -183,5 +201,5 @@ def test_compiled_code_calls_the_operator_where_it_is_asked_for(monkeypatch):
     function = torch.compile(
         lambda x, w: operators.depthwise_conv2d(x, w, None, padding), backend=note, fullgraph=True
     )
-    assert_rounded(function(input, weight), reference(input, weight, padding), torch.float32)
+    assert_rounded(function(input, weight), reference(input, weight, padding), torch.bfloat16)
     assert graphs == [["dcls.depthwise_conv2d.default"]]

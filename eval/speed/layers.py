@@ -22,8 +22,11 @@ from eval.speed.layer_times import (
     convolution,
     peers,
 )
+from eval.speed.passes import KERNEL_SIZES as GPU_KERNEL_SIZES
+from eval.speed.passes import passes
+from eval.speed.passes import table as passes_table
 
-PARTS = ("construction", "convolution", "peers")
+PARTS = ("construction", "convolution", "peers", "passes")
 
 
 def tables(result: Mapping[str, Any]) -> str:
@@ -56,6 +59,8 @@ def tables(result: Mapping[str, Any]) -> str:
             for r in result["peers"]
         ]
         parts.append(markdown_table(["layer, ms", *names], rows))
+    if result.get("passes"):
+        parts.append(passes_table(result["passes"]))
     return "\n\n".join(parts)
 
 
@@ -100,14 +105,20 @@ def run(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads or torch.get_num_threads())
     device, rounds, names = arguments.device, arguments.rounds, arguments.models
     dtype = getattr(torch, arguments.dtype)
-    result: dict[str, list[dict[str, Any]]] = {part: [] for part in PARTS}
-    if "construction" in arguments.parts:
+    on_gpu = device.startswith("cuda")
+    parts = arguments.parts or (PARTS[3:] if on_gpu else PARTS[:3])
+    if "passes" in parts and not on_gpu:
+        raise ValueError("--parts passes times kernels of a GPU: add --device cuda, or leave it out")
+    result: dict[str, Any] = {part: [] for part in PARTS}
+    if "construction" in parts:
         result["construction"] = construction(device, rounds, names[0], arguments.authors)
-    if "convolution" in arguments.parts:
-        sizes = arguments.batch_sizes, arguments.kernel_sizes
+    if "convolution" in parts:
+        sizes = arguments.batch_sizes, arguments.kernel_sizes or KERNEL_SIZES
         result["convolution"] = convolution(device, rounds, *sizes, dtype, names)
-    if "peers" in arguments.parts:
+    if "peers" in parts:
         result["peers"] = peers(device, rounds, names[0])
+    if "passes" in parts:
+        result["passes"] = passes(device, names[0], arguments.kernel_sizes or GPU_KERNEL_SIZES)
     write_result(arguments, result, lambda: draw(result))
     print(tables(result))
 
@@ -117,7 +128,10 @@ def add_commands(commands: Any) -> None:
     command = commands.add_parser(
         "layers", parents=[timing_options()], help="kernel construction and convolution"
     )
-    command.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS, help="all by default")
+    parts_help = (
+        "by default, on a GPU, passes: the convolution's three, in batches of 128; else all but these"
+    )
+    command.add_argument("--parts", nargs="+", choices=PARTS, help=parts_help)
     command.add_argument(
         "--no-authors", dest="authors", action="store_false", help="construction without the authors' package"
     )
@@ -125,6 +139,7 @@ def add_commands(commands: Any) -> None:
     command.add_argument(
         "--batch-sizes", nargs="+", type=at_least_1, default=BATCH_SIZES, help=f"images {of}"
     )
-    command.add_argument("--kernel-sizes", nargs="+", type=odd, default=KERNEL_SIZES, help=f"sides {of}")
+    sides = f"sides of the convolutions, by default {KERNEL_SIZES}, of passes {GPU_KERNEL_SIZES}"
+    command.add_argument("--kernel-sizes", nargs="+", type=odd, help=sides)
     command.add_argument("--models", nargs="+", default=MODELS, help="of the zoo: whose shapes")
     command.set_defaults(run=run)

@@ -9,6 +9,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 FLUSHED = 2**24  # float32 numbers (64 MiB), more than the last-level cache of most processors holds
+FLUSHED_CUDA = 2**28  # so many that what is timed is launched meanwhile
 SETTLED = 0.01  # seconds of runs before each timed one; one at least
 WARMUP = 0.5  # seconds of runs before the first round; each call runs once at least
 
@@ -34,6 +35,7 @@ def time_in_turns(
 ) -> dict[str, Timing]:
     """Times every call once per round, so that what else the machine does hits all of them alike.
 
+    On a CUDA device the times are those of its events: launches count only where the device waits for them.
     In its turn a call first runs untimed for ``SETTLED`` seconds: after one that takes and gives back a lot
     of memory, the next pays for it (page tables), most of all on a virtual machine. The order turns around in
     every second round.
@@ -49,7 +51,7 @@ def time_in_turns(
         The timing of every call.
     """
     device = torch.device(device)
-    junk = torch.zeros(FLUSHED, device=device)
+    junk = torch.zeros(FLUSHED_CUDA if device.type == "cuda" else FLUSHED, device=device)
 
     def run(call: Callable[[], object]) -> float:
         settled = time.perf_counter() + SETTLED
@@ -58,6 +60,8 @@ def time_in_turns(
             call()
         if flush:
             junk.add_(1)
+        if device.type == "cuda":
+            return _seconds_on_gpu(call)
         _wait_for(device)
         start = time.perf_counter()
         call()
@@ -73,6 +77,26 @@ def time_in_turns(
         for name in names if turn % 2 == 0 else reversed(names):
             runs[name].append(run(calls[name]))
     return {name: _timing(times) for name, times in runs.items()}
+
+
+def time_on_gpu(call: Callable[[], object], device: torch.device | str, runs: int) -> Timing:
+    """The timing of one call on a CUDA device, after a first run that compiles; caches are overwritten."""
+    junk = torch.zeros(FLUSHED_CUDA, device=device)
+    call()
+    times = []
+    for _ in range(runs):
+        junk.add_(1)
+        times.append(_seconds_on_gpu(call))
+    return _timing(times)
+
+
+def _seconds_on_gpu(call: Callable[[], object]) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return 1e-3 * float(start.elapsed_time(end))
 
 
 def _timing(times: list[float]) -> Timing:

@@ -1,10 +1,10 @@
 """Depthwise convolution with large kernels on the matrix units of a GPU, in Triton, compiled on first use.
 
-**Written and tested in Triton's interpreter, not yet measured on a GPU.** ATen therefore stays the default:
-the table of what was measured to be faster, ``FASTER``, is empty, and only ``DCLS_TRITON=1`` in the
-environment switches these kernels on (``DCLS_TRITON=0`` switches them off whatever the table says). Without
-triton, on other devices and for what ``supports`` does not name, ATen computes. ``docs/gpu.md`` has the
-roofline.
+In float16 and bfloat16 all passes are here; in float32, where matrix units would round, the weight gradient
+alone, and the others are ATen's forward convolution. ``docs/gpu.md`` has the measurements and the roofline.
+They decide on which GPUs these kernels are used, ``MEASURED``; ``DCLS_TRITON=1`` in the environment asks for
+them on others, ``DCLS_TRITON=0`` switches them off. Without triton, on other devices and for what
+``supports`` does not name, ATen computes.
 
 The two functions know nothing of autograd. The input gradient is a ``convolution`` with the flipped kernel.
 
@@ -13,22 +13,26 @@ Shape letters: N batch, C channels, H x W image, K kernel.
 
 import importlib
 import importlib.util
+import logging
 import os
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
+from dcls_models.layers.interpolation import without_autocast
+
+from . import tiles
 from .layout import layout_of
 
-KERNELS = range(13, 32)  # sides that the kernels are meant for and tested with
+_logger = logging.getLogger(__name__)
+
+KERNELS = range(9, 32)  # sides that the kernels are meant for and tested with
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 CAPABILITY = (8, 0)  # the first one whose matrix units take bfloat16
-
-# (compute capability, dtype, K, H) that a benchmark found faster than ATen: none was measured yet
-FASTER: frozenset[tuple[tuple[int, int], torch.dtype, int, int]] = frozenset()
+MEASURED = ((9, 0),)  # where all these kernels were measured to be faster than ATen and cuDNN (H200)
 
 PROGRAMS = 1024  # at least so many, if there is work for them: a few for each processor of a large GPU
 
@@ -37,7 +41,7 @@ def admit(
     input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, padding: Sequence[int]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None] | None:
     """The tensors to convolve here, cast as autocast would cast them; None where ATen is to do it."""
-    if not enabled():
+    if os.environ.get("DCLS_TRITON") == "0":
         return None
     if torch.is_autocast_enabled("cuda") and torch.float64 not in (input.dtype, weight.dtype):
         dtype = torch.get_autocast_dtype("cuda")
@@ -45,23 +49,18 @@ def admit(
     return (input, weight, bias) if chosen(input, weight, padding) else None
 
 
-def enabled() -> bool:
-    """Whether these kernels are used at all: they are asked for, or one was measured to be faster."""
-    wish = os.environ.get("DCLS_TRITON", "")
-    return wish != "0" and (wish == "1" or bool(FASTER))
-
-
 def chosen(input: torch.Tensor, weight: torch.Tensor, padding: Sequence[int]) -> bool:
-    """Whether to convolve here: it is supported, and was measured to be faster or is asked for."""
-    if not enabled() or not supports(input, weight, padding):
+    """Whether to convolve here: it is supported, and measured to be faster on this GPU, or asked for."""
+    wish = os.environ.get("DCLS_TRITON")
+    if wish == "0" or not supports(input, weight, padding):
         return False
-    if os.environ.get("DCLS_TRITON") == "1":
-        return True
-    return (_capability(input.device), input.dtype, weight.shape[-1], input.shape[-2]) in FASTER
+    if input.dtype == torch.float32 and not (torch.is_grad_enabled() and weight.requires_grad):
+        return False
+    return wish == "1" or _pays_on(input.device)
 
 
 def supports(input: torch.Tensor, weight: torch.Tensor, padding: Sequence[int]) -> bool:
-    """Whether ``convolution`` and ``correlation`` can do it: a CUDA device, triton, K from 13 to 31.
+    """Whether ``convolution`` and ``correlation`` can do it: a CUDA device, triton, K from 9 to 31.
 
     Args:
         input: ``(N, C, H, W)``, any strides.
@@ -88,8 +87,20 @@ def _may_run_on(device: torch.device) -> bool:
 
 
 @torch.compiler.assume_constant_result
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
+def _pays_on(device: torch.device) -> bool:
+    return _is_measured(device)
+
+
+@lru_cache
+def _is_measured(device: torch.device) -> bool:
+    if torch.cuda.get_device_capability(device) in MEASURED:
+        return True
+    _logger.warning(
+        "large depthwise kernels were not measured on %s and are left to PyTorch; with DCLS_TRITON=1 in the "
+        "environment they may be several times faster: python -m eval layers --device cuda measures it",
+        torch.cuda.get_device_name(device),
+    )
+    return False
 
 
 @lru_cache
@@ -117,14 +128,21 @@ def convolution(
     Returns:
         ``(N, C, H + 2 padding - K + 1, W + 2 padding - K + 1)`` in the dtype of ``input``.
     """
-    plan = _plan(_extents(input.shape, weight.shape, padding), input.dtype)
-    rows, columns = plan.rows, plan.columns
-    values = _aligned(input, columns.left, plan.widths[0])
-    toeplitz = _toeplitz(weight[:, 0], plan)
-    output = input.new_empty(*input.shape[:2], *plan.out)
-    patches = len(input) * plan.tiles
-    block_m = _block(patches, 64)
+    if input.dtype == torch.float32:
+        with without_autocast(input.device.type):  # a backward pass may be in one
+            # in channels_last cuDNN would be asked, which is slower
+            output = F.conv2d(input.contiguous(), weight, bias, padding=padding, groups=len(weight))
+        return output.contiguous(memory_format=layout_of(input))
+    tile = tiles.cheapest(tiles.extents_of(input.shape, weight.shape, padding))
+    rows, columns = tile.rows, tile.columns
+    constants = {"window": columns.window, "block_h": rows.block, "block_w": columns.block}
+    values = _aligned(input, columns.left, tile.width)
+    output = input.new_empty(*input.shape[:2], *tile.out)
+    patches = len(input) * tile.number
+    block_k = 64 if tile.pixels <= 128 else 32
+    block_m = _block(patches, 128 if tile.pixels == 64 else 64)
     with torch.cuda.device_of(input):
+        toeplitz = _toeplitz(weight, tile, block_k, constants)
         _kernels().convolve[-(-patches // block_m), input.shape[1]](
             values,
             toeplitz,
@@ -134,21 +152,47 @@ def convolution(
             toeplitz.stride(0),
             *output.stride()[:3],
             values.shape[2],
-            *plan.out,
+            *tile.out,
             rows.tiles,
             columns.tiles,
             rows.window,
             rows.left,
             patches,
-            chunks=plan.chunks,
-            **_constants(plan, input.dtype),
+            **constants,
+            block_k=block_k,
             block_m=block_m,
+            operand=_kernels().operand(input.dtype),
             num_warps=4,
         )
     if layout_of(input) == torch.channels_last:
-        copy = torch.empty_like(output, memory_format=torch.channels_last)
-        return _move(output, copy, 0)
+        return _move(output, torch.empty_like(output, memory_format=torch.channels_last), 0)
     return output
+
+
+def _toeplitz(
+    weight: torch.Tensor, tile: tiles.Tile, block_k: int, constants: dict[str, int]
+) -> torch.Tensor:
+    """The matrices that tiles are multiplied with, ``(C, inputs of a window, outputs of a tile)``."""
+    rows, columns = tile.rows, tile.columns
+    positions = -(-rows.window * columns.window // block_k) * block_k
+    toeplitz = weight.new_empty(len(weight), positions, tile.pixels)
+    weight = weight.contiguous()
+    _kernels().spread[positions // 16, len(weight)](
+        weight,
+        toeplitz,
+        weight.stride(0),
+        weight.stride(2),
+        toeplitz.stride(0),
+        rows.window,
+        rows.first,
+        columns.first,
+        kernel_h=weight.shape[2],
+        kernel_w=weight.shape[3],
+        **constants,
+        block_k=16,
+        num_warps=4,
+    )
+    return toeplitz
 
 
 def correlation(
@@ -166,140 +210,54 @@ def correlation(
         ``(C, 1, *size)`` in the dtype of ``input``.
     """
     channels = input.shape[1]
-    plan = _plan(_extents(input.shape, (channels, 1, *size), padding), input.dtype)
-    values = _aligned(input, plan.columns.left, plan.widths[0])
-    grads = _aligned(grad, 0, plan.widths[1])
-    fits = input.dtype.itemsize == 2 and plan.pixels < 256  # into the shared memory of any GPU
-    block_m = _block(len(input) * plan.tiles, 64 if fits else 32)
-    group = max(1, block_m // plan.tiles)  # images at a time
-    lots = -(-group * plan.tiles // block_m)
-    block_steps = (128 if plan.pixels == 64 else 64) // plan.block_k
-    parts = -(-plan.rows.window * plan.chunks // block_steps)
+    tile = tiles.of_64(tiles.extents_of(input.shape, (channels, 1, *size), padding))
+    rows, columns = tile.rows, tile.columns
+    values = _aligned(input, columns.left, tile.width)
+    grads = _aligned(grad, 0, -(-columns.tiles * columns.block // 16) * 16)
+    large = tile.out[1] > 32
+    block_k = 16 if columns.window % 32 else 32
+    chunks = columns.window // block_k
+    block_m = _block(len(input) * tile.number, 64 if input.dtype.itemsize == 2 else 32)
+    group = max(1, block_m // tile.number)  # images at a time
+    lots = -(-group * tile.number // block_m)
+    block_steps = (128 if large else 64) // block_k
+    parts = -(-rows.window * chunks // block_steps)
     shares = min(-(-PROGRAMS // max(1, parts * channels * lots)), -(-len(input) // group))
     share = -(-len(input) // max(1, shares * group)) * group
-    numbers = (shares * lots, plan.chunks, plan.rows.block, channels, *size)
+    numbers = (shares * lots, chunks, rows.block, channels, *size)
     partial = values.new_zeros(numbers, dtype=torch.float32)
     with torch.cuda.device_of(input):
         _kernels().correlate[parts, channels, shares * lots](
             values,
             grads,
             partial,
-            *values.stride(),
-            *grads.stride(),
+            *values.stride()[:3],
+            *grads.stride()[:3],
             *values.shape[2:],
             *grads.shape[2:],
-            *plan.numbers,
-            len(input) * plan.tiles,
+            rows.tiles,
+            columns.tiles,
+            rows.window,
+            chunks,
+            rows.left,
+            rows.first,
+            columns.first,
+            len(input) * tile.number,
             channels,
             group,
             share,
-            kernel_h=size[0], kernel_w=size[1],
-            **_constants(plan, input.dtype),
+            kernel_h=size[0],
+            kernel_w=size[1],
+            block_h=rows.block,
+            block_w=columns.block,
+            block_k=block_k,
             block_m=block_m,
+            operand=_kernels().operand(input.dtype),
             block_steps=block_steps,
             block_s=16 if size[1] <= 16 else 32,
-            num_warps=8,
+            num_warps=8 if large else 4,
         )
     return partial.sum((0, 1, 2)).to(input.dtype)[:, None]
-
-
-class Axis(NamedTuple):
-    """How one axis of the output is cut: tiles of ``block``, each with a window of inputs."""
-
-    block: int
-    tiles: int
-    window: int  # inputs that a tile needs, without those that no image has
-    first: int  # how many of these were cut off from the window's start
-    left: int  # how far the first window starts before the image
-
-    @classmethod
-    def cut(cls, extent: tuple[int, int, int, int], block: int) -> "Axis":
-        """``extent`` is the axis' input, output, kernel and padding."""
-        inputs, outputs, kernel, padding = extent
-        tiles = -(-outputs // block)
-        first = max(0, padding - (tiles - 1) * block)
-        return cls(block, tiles, min(block + kernel - 1, inputs + padding) - first, first, padding - first)
-
-    @property
-    def products(self) -> int:
-        """Multiply-adds along this axis of one image."""
-        return self.tiles * self.block * self.window
-
-
-class Plan(NamedTuple):
-    """How an image is cut into tiles, and a window into steps of ``block_k`` columns."""
-
-    rows: Axis
-    columns: Axis  # its window is a multiple of ``block_k``
-    block_k: int
-    out: tuple[int, int]
-
-    @property
-    def chunks(self) -> int:
-        """Steps in one row of the window."""
-        return self.columns.window // self.block_k
-
-    @property
-    def tiles(self) -> int:
-        """Tiles of one image."""
-        return self.rows.tiles * self.columns.tiles
-
-    @property
-    def pixels(self) -> int:
-        """Outputs in one tile."""
-        return self.rows.block * self.columns.block
-
-    @property
-    def products(self) -> int:
-        """Multiply-adds of one channel of one image, those with zeros counted in."""
-        return self.rows.products * self.columns.products
-
-    @property
-    def widths(self) -> tuple[int, int]:
-        """Row lengths of the aligned copies: inputs (all windows) and output gradients.
-
-        They are multiples of 16, which the compiler turns into loads of 16 bytes.
-        """
-        axis = self.columns
-        inputs, grads = (axis.tiles - 1) * axis.block + axis.window, axis.tiles * axis.block
-        return -(-inputs // 16) * 16, -(-grads // 16) * 16
-
-    @property
-    def numbers(self) -> tuple[int, ...]:
-        """What both kernels want to know; images are stored from the first window's column on."""
-        rows, columns = self.rows, self.columns
-        return (rows.tiles, columns.tiles, rows.window, self.chunks, -rows.left, 0, rows.first, columns.first)
-
-
-@lru_cache
-def _plan(extents: tuple[tuple[int, int, int, int], ...], dtype: torch.dtype) -> Plan:
-    """The tile with the fewest multiply-adds among those that fill a matrix unit and fit into registers."""
-    plans = []
-    for block_w in (8, 16, 32, 64):
-        columns = Axis.cut(extents[1], block_w)
-        columns = columns._replace(window=-(-columns.window // 16) * 16)
-        for block_h in (1, 2, 4, 8, 16, 32):
-            if 64 <= block_h * block_w <= (256 if dtype.itemsize == 2 else 64):
-                block_k = 16 if columns.window % 32 else 32
-                out = (extents[0][1], extents[1][1])
-                plans.append(Plan(Axis.cut(extents[0], block_h), columns, block_k, out))
-    return min(plans, key=lambda plan: plan.products)
-
-
-def _extents(
-    input: Sequence[int], weight: Sequence[int], padding: Sequence[int]
-) -> tuple[tuple[int, int, int, int], ...]:
-    sides = zip(input[2:], weight[2:], padding, strict=True)
-    return tuple((i, i + 2 * p - k + 1, k, p) for i, k, p in sides)
-
-
-def _constants(plan: Plan, dtype: torch.dtype) -> dict[str, Any]:
-    return {
-        "block_h": plan.rows.block,
-        "block_w": plan.columns.block,
-        "block_k": plan.block_k,
-        "operand": _kernels().operand(dtype),
-    }
 
 
 def _kernels() -> Any:
@@ -310,21 +268,6 @@ def _block(patches: int, most: int) -> int:
     return min(most, max(16, 1 << (patches - 1).bit_length()))
 
 
-def _toeplitz(kernels: torch.Tensor, plan: Plan) -> torch.Tensor:
-    """The matrices of all steps, ``(C, rows, columns of the window, block_h, block_w)``, of kernels ``(C, K, K)``.
-
-    The pixels of a tile are in reversed order, so that all strides of the view are positive.
-    """
-    frame: list[int] = []  # zeros around the kernels, as far as the steps of any tile ask for them
-    for axis, size in zip((plan.columns, plan.rows), kernels.shape[:0:-1], strict=True):
-        before = axis.block - 1 - axis.first  # where it is negative, weights that meet no image are cut off
-        frame += [before, axis.block - 1 + axis.window - size - before]
-    framed = F.pad(kernels, frame)
-    shape = (len(kernels), plan.rows.window, plan.columns.window, plan.rows.block, plan.columns.block)
-    of_kernel, of_row, of_column = framed.stride()
-    return framed.as_strided(shape, (of_kernel, of_row, of_column, of_row, of_column)).contiguous()
-
-
 def _aligned(image: torch.Tensor, left: int, width: int) -> torch.Tensor:
     """A copy in rows of ``width``, after ``left`` zeros; images of either layout then look the same."""
     return _move(image, image.new_empty(*image.shape[:3], width), left)
@@ -333,25 +276,23 @@ def _aligned(image: torch.Tensor, left: int, width: int) -> torch.Tensor:
 def _move(image: torch.Tensor, copy: torch.Tensor, left: int) -> torch.Tensor:
     """Fills ``copy``, of any layout, with ``image``, of any strides, after ``left`` columns of zeros."""
     n, channels, height, width = copy.shape
-    block_c, block_p = (32, 64)
-    blocks = -(-height * width // block_p)
-    if not copy.numel():
-        return copy
-    with torch.cuda.device_of(image):
-        _kernels().move[n * blocks, -(-channels // block_c)](
-            image,
-            copy,
-            *image.stride(),
-            *copy.stride()[:2],
-            copy.stride(3),
-            channels,
-            height,
-            image.shape[3],
-            left,
-            width,
-            blocks,
-            block_c=block_c,
-            block_p=block_p,
-            num_warps=4,
-        )
+    blocks = -(-height * width // 64)
+    if copy.numel():
+        with torch.cuda.device_of(image):
+            _kernels().move[n * blocks, -(-channels // 64)](
+                image,
+                copy,
+                *image.stride(),
+                *copy.stride()[:2],
+                copy.stride(3),
+                channels,
+                height,
+                image.shape[3],
+                left,
+                width,
+                blocks,
+                block_c=64,
+                block_p=64,
+                num_warps=4,
+            )
     return copy

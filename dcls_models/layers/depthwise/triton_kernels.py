@@ -1,13 +1,14 @@
-"""The two Triton kernels of a depthwise convolution. Imported only where triton is installed.
+"""The Triton kernels of a depthwise convolution. Imported only where triton is installed.
 
 Outputs are cut into tiles of ``block_h`` x ``block_w`` pixels, and a *patch* is one tile of one image. The
-inputs that a tile needs are its *window*. One *step* is ``block_k`` neighbouring columns of one row of the
-window. The step's inputs of many patches are a matrix ``(patches, block_k)``, and its share of the kernel is
-a Toeplitz matrix ``(block_k, block_h * block_w)`` that holds ``weight[row - tile row, column - tile column]``
-and zeros elsewhere. Their product, summed over the steps, is the convolution: a chain of small matrix
-products, which matrix units do, with one Toeplitz matrix for all images of a batch. The weight gradient is
+inputs that a tile needs are its *window*, of ``rows`` x ``window`` pixels. The windows of many patches are a
+matrix ``(patches, inputs of a window)``, and the kernel is a Toeplitz matrix ``(inputs of a window, block_h *
+block_w)`` that holds ``weight[row - tile row, column - tile column]`` and zeros elsewhere. Their product is
+the convolution, on matrix units, with one Toeplitz matrix for all images of a batch. The weight gradient is
 the dual: a matrix product over patches, then sums along the diagonals on which the Toeplitz matrix repeats
 one number.
+
+``move`` brings images of any layout into aligned rows and back; ``spread`` writes the Toeplitz matrices.
 """
 
 import torch
@@ -18,7 +19,7 @@ import triton.language as tl
 @triton.jit
 def pixels(
     image, patch, row, column, patches,
-    stride_n, stride_h, stride_w, height, width,
+    stride_n, stride_h, height, width,
     tiles_h, tiles_w, block_h, block_w,
 ):  # fmt: skip
     """Where pixel (row, column) of each patch is, counted from its tile's corner, and whether it exists."""
@@ -26,7 +27,7 @@ def pixels(
     h = patch // tiles_w % tiles_h * block_h + row
     w = patch % tiles_w * block_w + column
     exists = (patch < patches) & (h >= 0) & (h < height) & (w >= 0) & (w < width)
-    return image + n * stride_n + h * stride_h + w * stride_w, exists
+    return image + n * stride_n + h * stride_h + w, exists
 
 
 @triton.jit
@@ -36,7 +37,7 @@ def move(
     channels, height, width, left, copy_width, blocks,
     block_c: tl.constexpr, block_p: tl.constexpr,
 ):  # fmt: skip
-    """One program: ``block_p`` pixels of ``block_c`` channels, to rows of ``copy_width`` after ``left`` zeros."""
+    """One program: ``block_p`` pixels of ``block_c`` channels, in rows that begin with ``left`` zeros."""
     n = (tl.program_id(0) // blocks).to(tl.int64)
     pixel = tl.program_id(0) % blocks * block_p + tl.arange(0, block_p)[None, :]
     c = (tl.program_id(1) * block_c + tl.arange(0, block_c)[:, None]).to(tl.int64)
@@ -50,49 +51,69 @@ def move(
 
 
 @triton.jit
+def spread(
+    weight, toeplitz,
+    weight_c, weight_h, toeplitz_c,  # strides
+    rows, first_row, first_column,
+    kernel_h: tl.constexpr, kernel_w: tl.constexpr, window: tl.constexpr,
+    block_h: tl.constexpr, block_w: tl.constexpr, block_k: tl.constexpr,
+):  # fmt: skip
+    """One program: ``block_k`` rows of a channel's Toeplitz matrix, zeros after the window's last row."""
+    channel = tl.program_id(1).to(tl.int64)
+    pixels: tl.constexpr = block_h * block_w
+    position = tl.program_id(0) * block_k + tl.arange(0, block_k)[:, None]
+    pixel = tl.arange(0, pixels)[None, :]
+    r = first_row + position // window - pixel // block_w
+    s = first_column + position % window - pixel % block_w
+    inside = (r >= 0) & (r < kernel_h) & (s >= 0) & (s < kernel_w) & (position < rows * window)
+    values = tl.load(weight + channel * weight_c + r * weight_h + s, mask=inside, other=0)
+    tl.store(toeplitz + channel * toeplitz_c + position * pixels + pixel, values)
+
+
+@triton.jit
 def convolve(
     input, toeplitz, bias, output,
     input_n, input_c, input_h, toeplitz_c, output_n, output_c, output_h,  # strides
     height, out_height, out_width,
     tiles_h, tiles_w, rows, above,  # of an image: tiles; of a tile: rows of its window, those above the image
     patches,
-    chunks: tl.constexpr, block_h: tl.constexpr, block_w: tl.constexpr, block_k: tl.constexpr,
+    window: tl.constexpr, block_h: tl.constexpr, block_w: tl.constexpr, block_k: tl.constexpr,
     block_m: tl.constexpr, operand: tl.constexpr,
 ):  # fmt: skip
-    """One program: ``block_m`` patches of one channel; ``toeplitz`` has the last pixel of a tile first."""
+    """One program: ``block_m`` patches of one channel, ``block_k`` inputs of their windows at a time."""
     channel = tl.program_id(1).to(tl.int64)
     patch = tl.program_id(0) * block_m + tl.arange(0, block_m)
-    exists = patch < patches
+    exists = (patch < patches)[:, None]
     n = (patch // (tiles_h * tiles_w)).to(tl.int64)
-    top = patch // tiles_w % tiles_h * block_h
-    left = patch % tiles_w * block_w
+    top = (patch // tiles_w % tiles_h * block_h)[:, None]
+    left = (patch % tiles_w * block_w)[:, None]
     pixels: tl.constexpr = block_h * block_w
+    pixel = tl.arange(0, pixels)[None, :]
     k = tl.arange(0, block_k)
-    inputs = (input + channel * input_c + n * input_n + (top - above) * input_h + left)[:, None] + k[None, :]
-    weights = toeplitz + channel * toeplitz_c + k[:, None] * pixels + tl.arange(0, pixels)[None, :]
+    inputs = input + channel * input_c + n[:, None] * input_n + (top - above) * input_h + left
+    matrices = toeplitz + channel * toeplitz_c + k[:, None] * pixels + pixel
     total = tl.zeros((block_m, pixels), tl.float32)
-    for step in range(rows * chunks):
-        row, column = step // chunks, step % chunks * block_k
-        here = exists & (top + row >= above) & (top + row < height + above)
-        values = tl.load(inputs + (row * input_h + column), mask=here[:, None], other=0)
-        matrix = tl.load(weights + step * (block_k * pixels))
-        total = tl.dot(values.to(operand), matrix.to(operand), total, input_precision="ieee")
+    for start in range(0, rows * window, block_k):
+        row, column = ((start + k) // window)[None, :], ((start + k) % window)[None, :]
+        here = exists & (row < rows) & (top + row >= above) & (top + row < height + above)
+        values = tl.load(inputs + row * input_h + column, mask=here, other=0)
+        matrix = tl.load(matrices + start * pixels)
+        total = tl.dot(values.to(operand), matrix.to(operand), total)
     if bias is not None:
         total += tl.load(bias + channel)
-    pixel = pixels - 1 - tl.arange(0, pixels)[None, :]
-    row, column = top[:, None] + pixel // block_w, left[:, None] + pixel % block_w
+    row, column = top + pixel // block_w, left + pixel % block_w
     address = output + channel * output_c + n[:, None] * output_n + row * output_h + column
-    mask = exists[:, None] & (row < out_height) & (column < out_width)
+    mask = exists & (row < out_height) & (column < out_width)
     tl.store(address, total.to(output.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def correlate(
     input, grad, partial,
-    input_n, input_c, input_h, input_w,  # strides
-    grad_n, grad_c, grad_h, grad_w,
+    input_n, input_c, input_h, grad_n, grad_c, grad_h,  # strides
     height, width, out_height, out_width,
-    tiles_h, tiles_w, rows, chunks, above, left, first_row, first_column,  # as for ``convolve``
+    tiles_h, tiles_w, rows, chunks, above,  # as for ``convolve``; steps of a row
+    first_row, first_column,  # what was cut off from the windows' start
     patches, channels, group, share,  # images at a time, and in all
     kernel_h: tl.constexpr, kernel_w: tl.constexpr,
     block_h: tl.constexpr, block_w: tl.constexpr, block_k: tl.constexpr,
@@ -107,8 +128,8 @@ def correlate(
     channel = tl.program_id(1).to(tl.int64)
     position = tl.arange(0, block_steps * block_k)
     step = tl.program_id(0) * block_steps + position // block_k
-    row = (above + step // chunks)[None, :]
-    column = (left + step % chunks * block_k + position % block_k)[None, :]
+    row = (step // chunks - above)[None, :]
+    column = (step % chunks * block_k + position % block_k)[None, :]
     pixel = tl.arange(0, block_h * block_w)[None, :]
 
     tiles = tiles_h * tiles_w
@@ -118,11 +139,11 @@ def correlate(
     last = min(first + share * tiles, patches)
     inputs, of_input = pixels(
         input + channel * input_c, first + lane, row, column, last,
-        input_n, input_h, input_w, height, width, tiles_h, tiles_w, block_h, block_w,
+        input_n, input_h, height, width, tiles_h, tiles_w, block_h, block_w,
     )  # fmt: skip
     grads, of_grad = pixels(
         grad + channel * grad_c, first + lane, pixel // block_w, pixel % block_w, last,
-        grad_n, grad_h, grad_w, out_height, out_width, tiles_h, tiles_w, block_h, block_w,
+        grad_n, grad_h, out_height, out_width, tiles_h, tiles_w, block_h, block_w,
     )  # fmt: skip
     of_group = lane < group * tiles
     total = tl.zeros((block_steps * block_k, block_h * block_w), tl.float32)
