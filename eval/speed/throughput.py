@@ -170,7 +170,8 @@ def deployed(name: str, settings: Settings) -> tuple[nn.Module, torch.Tensor]:
     """A deployed model, and the images that it was measured with, in the layout that it has."""
     model = build(name, "deployed", settings.pretrained).to(settings.device)
     images = _images(model, settings)
-    model = dcls_models.deploy(model, images, trims=name.startswith(TRIMMED))
+    with torch.autocast(images.device.type, settings.dtype, enabled=settings.dtype != torch.float32):
+        model = dcls_models.deploy(model, images, trims=name.startswith(TRIMMED))
     return model, images.contiguous(memory_format=LAYOUTS[_layout_of(model)])
 
 
