@@ -34,8 +34,9 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
 @pytest.fixture(autouse=True)
-def seed():
+def seed(monkeypatch):
     torch.manual_seed(0)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # which computes what has one channel only
 
 
 def tensors(shape, dtype=torch.float32):
@@ -164,7 +165,12 @@ def test_chosen_when_asked_for_or_measured(monkeypatch, caplog):
     module._is_measured.cache_clear()
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
     monkeypatch.delenv("DCLS_TRITON", raising=False)
-    assert module.chosen(input, weight, padding), "measured there"
+    assert not module.chosen(input, weight, padding), "too little work"
+    monkeypatch.setattr(module, "TRAINING_FROM", input.numel() * 17 * 17)
+    assert not module.chosen(input, weight, padding), "nothing is trained"
+    assert module.chosen(input, weight.clone().requires_grad_(), padding), "measured there"
+    monkeypatch.setattr(module, "INFERENCE_FROM", input.numel() * 17 * 17)
+    assert module.chosen(input, weight, padding)
     assert not module.chosen(input, weight[..., :8, :8], padding)
     monkeypatch.setenv("DCLS_TRITON", "0")
     assert not module.chosen(input, weight, padding) and not caplog.text
