@@ -12,7 +12,7 @@ from PIL import Image
 from dcls_models.layers import Dcls1d, Dcls2d, linear
 from eval import cli as command_line
 from eval.section import markdown_table
-from eval.speed import engines, growth, layer_times, long_kernels, peers, steps, throughput, timing
+from eval.speed import engines, growth, layer_times, long_kernels, passes, peers, steps, throughput, timing
 from eval.speed.engines import ENGINES
 
 MINE = """
@@ -274,6 +274,30 @@ class TestLayers:
         printed = capsys.readouterr().out
         assert "kernel construction" in printed and "Over all" in printed
         assert min(Image.open(picture).size) > 100
+
+    def test_passes_need_a_gpu(self):
+        with pytest.raises(ValueError, match="--parts passes times kernels of a GPU"):
+            run("layers", "--parts", "passes", "--device", "cpu")
+
+    def test_the_table_of_passes_says_times_ratios_and_shares(self):
+        row = {"kernel": 17, "channels": 96, "side": 56, "dtype": "bfloat16", "layout": "contiguous"}
+        numbers = ((0.4, 6.3, 0.18), (0.4, 7.2, 0.18), (0.38, 14.8, None))
+        rows = [
+            row | {"pass": name, "ratio": round(theirs / ours, 2), "of_bound": share}
+            | {"ms": {"ours": {"median": ours}, "torch": {"median": theirs}}}
+            for name, (ours, theirs, share) in zip(passes.PASSES, numbers, strict=True)
+        ]  # fmt: skip
+        shown = passes.table({"rows": rows})
+        assert "96, 56 x 56, 17" in shown and "400 (15.8x, 18 %)" in shown and "380 (39.0x)" in shown
+        assert "All 3 ratios are between 15.75 and 39.0" in shown
+
+    def test_the_bound_is_the_larger_one_of_products_and_bytes(self):
+        images, kernel = torch.empty(1, 1, 16, 16).bfloat16(), torch.empty(1, 1, 17, 17)
+        products = 2 * 16 * 16 * 16 * 16  # on an image smaller than the kernel every input meets every output
+        rates = {"bfloat16": products, "bytes": 1e9}
+        assert passes._bound(images, kernel, "forward", rates) == 1e3
+        assert passes._bound(images, kernel, "forward", rates | {"bytes": 256}) == 4e3
+        assert passes._bound(images.float(), kernel, "forward", rates) is None
 
     def test_every_call_builds_the_kernel_of_another_layer(self, monkeypatch):
         built = []

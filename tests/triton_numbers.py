@@ -12,6 +12,7 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 
 from dcls_models.layers.depthwise import gpu as module
 from dcls_models.layers.depthwise import operators
+from eval.speed.passes import PASSES, _calls
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -209,3 +210,15 @@ def test_compiled_code_calls_the_operator_where_it_is_asked_for(monkeypatch):
     )
     assert_rounded(function(input, weight), reference(input, weight, padding), torch.bfloat16)
     assert graphs == [["dcls.depthwise_conv2d.default"]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_what_is_timed_of_each_pass_is_the_same_pass(dtype):
+    images, kernel, grads, _ = tensors("many small images", dtype)
+    found = []
+    for name, ours, theirs in _calls(images, kernel, grads):
+        results = theirs()
+        expected = results if name == PASSES[0] else next(t for t in results if t is not None)
+        assert (ours().double() - expected.double()).norm() <= 2e-2 * expected.double().norm()
+        found.append(name)
+    assert tuple(found) == PASSES
