@@ -12,6 +12,7 @@ from torch import nn
 from .layers import DclsNd, trim
 from .layers.depthwise.module import use_operator
 from .layers.linear import use_fast_linear
+from .layers.long_kernels import use_fft
 from .layers.positions import FOLDING, fuse_layers
 
 _logger = logging.getLogger(__name__)
@@ -25,9 +26,10 @@ def deploy(model: nn.Module, example_input: torch.Tensor | None = None, *, trims
     """Makes a copy of any model that is as fast as it can be here, with the same outputs up to rounding.
 
     DCLS layers become plain convolutions, and the branches of timm's re-parameterizable blocks one; on a GPU
-    depthwise convolutions go through our operator, which knows where its kernels are faster. Then each of
-    these is kept if a short measurement on this machine finds it faster: the layout ``channels_last`` (also
-    if it is as fast), kernels without their empty borders, linear layers by oneDNN.
+    depthwise convolutions go through our operator, which knows where its kernels are faster, and on a CPU
+    long ones along time through FFTs. Then each of these is kept if a short measurement on this machine finds
+    it faster: the layout ``channels_last`` (also if it is as fast), kernels without their empty borders,
+    linear layers by oneDNN.
 
     Args:
         model: Any model, a timm one or another with DCLS layers or without; it stays as it is.
@@ -46,8 +48,7 @@ def deploy(model: nn.Module, example_input: torch.Tensor | None = None, *, trims
     deployed: Any = fused(model).requires_grad_(False)
     deployed = deployed.to(memory_format=torch.contiguous_format)
     images = _example(deployed) if example_input is None else example_input
-    if images.is_cuda:
-        use_operator(deployed)
+    deployed = use_operator(deployed) if images.is_cuda else use_fft(deployed)
     changes: dict[str, Any] = {
         "channels_last": lambda m: m.to(memory_format=torch.channels_last),
         "trimmed": trim,

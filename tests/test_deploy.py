@@ -13,10 +13,11 @@ from torch.nn import functional as F
 
 import dcls_models
 from dcls_models.deploy import fused
-from dcls_models.layers import Dcls2d, DclsNd, linear
+from dcls_models.layers import Dcls1d, Dcls2d, DclsNd, linear, long_kernels
 from dcls_models.layers.depthwise import operators
 from dcls_models.layers.depthwise.module import DepthwiseConv2d, use_operator
 from dcls_models.layers.linear import FastLinear, fast_linear, onednn_is_faster, use_fast_linear
+from dcls_models.layers.long_kernels import LongConv1d, fft_convolution
 
 FAMILIES = timm.list_models("test_*dcls*")
 
@@ -242,6 +243,26 @@ def test_depthwise_convolutions_by_the_operator_are_the_same(tmp_path: Path) -> 
     torch.testing.assert_close(torch.jit.script(model)(images), expected)
     exported = torch.export.export(model, (images,))
     assert not any("dcls" in str(node.target) for node in exported.graph.nodes)
+
+
+def test_long_kernels_along_time_go_through_ffts(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layers = [Dcls1d(4, 4, 5, dilated_kernel_size=257, padding=128, groups=4), nn.Conv1d(4, 2, 3)]
+    model, sound = nn.Sequential(*layers).eval(), torch.randn(2, 4, 1000)
+    deployed: Any = dcls_models.deploy(model, sound)
+    assert [type(m) for m in deployed] == [LongConv1d, nn.Conv1d]
+    assert list(deployed.state_dict()) == ["0.weight", "0.bias", "1.weight", "1.bias"]
+    calls = []
+    monkeypatch.setattr(long_kernels, "fft_convolution", lambda *a: calls.append(1) or fft_convolution(*a))
+    torch.testing.assert_close(deployed(sound), model(sound), rtol=1e-4, atol=1e-5)
+    assert len(calls) == 2, "the layer itself does it as well"
+    expected = fused(model)(sound)
+    for again in (
+        copy.deepcopy(deployed),
+        torch.jit.script(deployed),
+        torch.export.export(deployed, (sound,)).module(),
+    ):
+        torch.testing.assert_close(again(sound), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.gpu

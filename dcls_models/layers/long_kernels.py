@@ -6,8 +6,10 @@ Shape letters: N batch, I and O channels in and out, G groups, T time, K kernel,
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from timm.layers import register_notrace_module
 from torch import nn
 from torch.nn import functional as F
 
@@ -35,6 +37,33 @@ def conv1d(
         return F.conv1d(input, kernel, bias, padding=padding, groups=groups)
     output = fft_convolution(input, kernel, sides, groups)
     return output if bias is None else output + bias[:, None]
+
+
+@register_notrace_module
+class LongConv1d(nn.Conv1d):
+    """``nn.Conv1d``, computed by ``conv1d``; ``use_fft`` makes it of one, with its parameters."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """As ``nn.Conv1d``."""
+        if torch.jit.is_scripting():
+            return self._conv_forward(input, self.weight, self.bias)
+        else:
+            padding: Any = self.padding
+            return conv1d(input, self.weight, self.bias, padding, self.groups)
+
+
+def use_fft(model: nn.Module) -> nn.Module:
+    """Lets ``conv1d`` compute the convolutions with long kernels in a model, in place.
+
+    Parameters, state-dict keys and outputs (up to rounding) stay as they are; subclasses of ``nn.Conv1d``
+    are left alone.
+    """
+    modules: list[Any] = list(model.modules())
+    for module in modules:
+        long = type(module) is nn.Conv1d and module.kernel_size[0] >= DEPTHWISE_FROM
+        if long and module.stride == module.dilation == (1,) and module.padding_mode == "zeros":
+            module.__class__ = LongConv1d  # keeps its hooks, and every reference to it
+    return model
 
 
 def _sides(padding: str | Sequence[int], size: int) -> tuple[int, int]:
