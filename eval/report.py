@@ -80,7 +80,8 @@ def write_report(results: Sequence[dict[str, Any]], output: Path, title: str) ->
     if drawn := draw(results):
         picture = output.with_name(f"{output.stem}_models.png")
         if output.suffix == ".md":
-            picture.write_bytes(drawn)
+            with replaced(picture) as part:
+                part.write_bytes(drawn)
         link = _relative(picture, output) if output.suffix == ".md" else _embedded(drawn)
         blocks.append(f"![All models]({link})")
     for task in dict.fromkeys(result["task"] for result in results):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dcls_models.files import expand_home
+from dcls_models.options import Parser
 from hub.card import write_card
 from hub.convert import convert, key_values
 from hub.download import download, verify
@@ -83,7 +84,7 @@ def _say_how_to_load(folder: Path) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The subcommands and their options."""
-    top = argparse.ArgumentParser(prog="python -m hub", description="Converts, exports and shares models.")
+    top = Parser(prog="python -m hub", description="Converts, exports and shares models.")
     commands = top.add_subparsers(dest="command", required=True)
 
     command = commands.add_parser("convert", help="a file of the authors to a folder that timm loads")

@@ -16,9 +16,9 @@ from PIL import Image
 
 from dcls_models import CheckpointError
 from dcls_models._timm import save_for_hf
+from dcls_models.pictures import write_picture
 from eval.classification.predict import draw_predictions
 from eval.cli import main
-from eval.results import write_picture
 from hub.cli import main as hub_main
 from hub.export import export
 from tests.training import write_images
@@ -233,7 +233,7 @@ class TestImages:
 
 class TestNothingIsLost:
     def test_a_picture_that_cannot_be_drawn_is_a_warning(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         image = write(tmp_path, "a.png") / "a.png"
 
@@ -241,7 +241,7 @@ class TestNothingIsLost:
             return draw_predictions([image, tmp_path / "gone.png"], [[("a", 1.0)], [("b", 1.0)]])
 
         assert not write_picture(tmp_path / "p.png", draw)
-        assert "warning: the picture" in capsys.readouterr().out
+        assert "p.png could not be drawn" in caplog.text
         assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png"]
 
     def test_a_result_is_there_although_its_picture_is_not(

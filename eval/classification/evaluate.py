@@ -23,7 +23,7 @@ from eval.batches import in_batches
 from eval.classification.data import Samples
 from eval.classification.store import Predictions
 from eval.options import load
-from eval.preprocessing import batches_of
+from eval.preprocessing import batches_of, check_size
 
 IN_TIMM = ("img_size", "crop_pct", "crop_mode", "interpolation")  # options as in validate.py
 
@@ -80,6 +80,10 @@ def set_up(arguments: argparse.Namespace, **defaults: Any) -> Setup:
     asked = {**defaults, **{k: v for k in IN_TIMM if (v := getattr(arguments, k)) is not None}}
     device = processes.own_device(arguments.device)
     model = load(arguments.model, arguments.checkpoint)
+    if hasattr(model, "front_end"):
+        raise ValueError(
+            f"{arguments.checkpoint or arguments.model} is a model of sounds: see python -m eval audio"
+        )
     size = asked.get("img_size")
     if size and model.pretrained_cfg.get("fixed_input_size"):
         model = load(arguments.model, arguments.checkpoint, img_size=size)
@@ -137,8 +141,9 @@ def evaluate(
         The predictions, in the first process; None in the others.
 
     Raises:
-        ValueError: If the model gives NaN, or the processes find different images.
+        ValueError: If the model takes no such images or gives NaN, or the processes find different images.
     """
+    check_size(setup.model, setup.config["input_size"])
     images = samples.fingerprint()
     if images != processes.from_first(images):
         raise ValueError("a process finds other images than the first: give all the same folder")
