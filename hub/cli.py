@@ -1,6 +1,7 @@
 """The commands of ``hub``."""
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -79,7 +80,8 @@ def _say_sound(folder: Checked) -> None:
 
 
 def _say_how_to_load(folder: Path) -> None:
-    print(f'  import timm, dcls_models; timm.create_model("local-dir:{folder}", pretrained=True)')
+    name = json.dumps(f"local-dir:{folder}", ensure_ascii=False)  # quoted as Python does
+    print(f"  import timm, dcls_models; timm.create_model({name}, pretrained=True)")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,13 +1,14 @@
 """From the Hub, or from its cache, to weights that are what was published."""
 
 from collections.abc import Set
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from huggingface_hub import HfApi, constants, snapshot_download
 
+from dcls_models.config import CONFIG
 from hub import HubError
 from hub.folder import (
-    CONFIG,
     FILES,
     PICKLES,
     WEIGHTS,
@@ -54,7 +55,7 @@ def download(repo: str, revision: str = "main", out: Path | None = None, offline
     published = published_files(cached)
     _check_no_others(out, published.keys(), repo)
     copy_files(published, out)
-    return check_folder(out)
+    return replace(checked, path=out)
 
 
 def verify(folder: Path, repo: str | None = None, revision: str = "main") -> Checked:

@@ -2,13 +2,16 @@
 
 import json
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
 from huggingface_hub.errors import RepositoryNotFoundError
 
+from dcls_models.config import CONFIG
 from hub import HubError
-from hub.folder import CARD, CONFIG, Checked, check_folder, is_ours, published_files
+from hub.folder import CARD, Checked, check_folder, is_ours, published_files
+from hub.measured import check_weights, result_of
 from hub.remote import check_repo_id, expected_hash, explained, remote_files, same_content
 
 ALWAYS_THERE = {".gitattributes"}  # the Hub makes it with the repository
@@ -46,6 +49,7 @@ def publish(
     checked = check_folder(folder)
     files = published_files(folder)
     _check_card(folder)
+    check_weights(folder, {p: result_of(p) for name, p in files.items() if fnmatch(name, "results*.json")})
     tag = tag or f"weights-{checked.sha256[:8]}"
     if not re.fullmatch(r"\w[\w.-]*", tag):  # the Hub would refuse it after the commit
         raise HubError(f"a tag is made of letters, digits, '.', '-' and '_', such as v1.0; got {tag!r}")

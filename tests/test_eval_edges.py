@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -339,15 +340,24 @@ def test_a_folder_is_predicted_as_its_images_are(
 
 
 @pytest.mark.parametrize(
-    ("option", "given"), [("--model", "convnext_dcls_tiny"), ("--baseline", "test_resnet.r160_in1k")]
+    ("command", "option", "given"),
+    [
+        ("kernels", "--model", "convnext_dcls_tiny"),
+        ("kernels", "--baseline", "test_resnet.r160_in1k"),
+        ("kernels", "--model", "hf-hub:ada/zoo"),
+        ("predict", "--model", "hf-hub:ada/zoo"),
+    ],
 )
-def test_a_download_that_fails_says_what_to_give_instead(model: str, option: str, given: str) -> None:
+def test_a_download_that_fails_says_what_to_give_instead(
+    model: str, command: str, option: str, given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # before the Hub's client tries again
     names = {"--model": model, option: given}
-    command = ["kernels", *(word for pair in names.items() for word in pair)]
+    words = [command, *(word for pair in names.items() for word in pair)]
     with pytest.raises(
         ValueError, match=rf"^{option} {given}: its weights .*: {option} local-dir:FOLDER"
     ) as error:
-        main(command)
+        main([*words, *(["x.png"] if command == "predict" else [])])
     assert "pretrained_cfg_overlay" not in str(error.value) and "\n" not in str(error.value)
 
 

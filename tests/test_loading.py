@@ -58,8 +58,8 @@ def test_a_name_means_a_config(tmp_path):
     assert config_of("convnext_dcls_tiny")["input_size"] == (3, 224, 224)
     assert config_of("resnet18.a1_in1k")["hf_hub_id"] == "timm/resnet18.a1_in1k"
     content = {"architecture": NAME, "num_classes": 7, "pretrained_cfg": {"input_size": [3, 32, 32]}}
-    cfg = config_of(write_config(tmp_path, json.dumps({**content, "label_names": ["a"]})))
-    assert (cfg["num_classes"], cfg["input_size"], cfg["label_names"]) == (7, [3, 32, 32], ["a"])
+    cfg = config_of(write_config(tmp_path, json.dumps({**content, "label_names": list("abcdefg")})))
+    assert (cfg["num_classes"], cfg["input_size"], cfg["label_names"]) == (7, [3, 32, 32], list("abcdefg"))
 
 
 @pytest.mark.parametrize(
