@@ -19,7 +19,14 @@ from .spectrogram import LogMel
 
 WEIGHTS_FROM = ("pretrained_cfg", "pretrained_cfg_overlay")  # where a training started from
 _BUILDING = (AttributeError, LookupError, TypeError, ArithmeticError)  # for arguments that nobody has checked
-_CLIENTS = {"huggingface_hub", "httpx", "httpx2", "httpcore", "requests", "urllib3"}  # raise errors of their own
+_CLIENTS = {
+    "huggingface_hub",
+    "httpx",
+    "httpx2",
+    "httpcore",
+    "requests",
+    "urllib3",
+}  # raise errors of their own
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ def in_batches(
         store = Store(kind, folder)
         if rank == 0:
             store.forget_unreadable()
+            stack.callback(store.forget_unreadable)
         done = processes.from_first(store.done() if rank == 0 else None)
         batches = split([i for i in range(count) if i not in done], batch_size)[rank::world]
         with tqdm(total=sum(map(len, batches)), desc=name, unit=unit, disable=rank > 0) as bar:
@@ -62,8 +63,6 @@ def in_batches(
                     batches = _smaller(left, error, unit)
         processes.wait_for_all()
         whole = store.whole(count) if rank == 0 else None
-        if whole is not None and not whole.readable.any():
-            store.forget_unreadable()
         processes.wait_for_all()
     return whole
 

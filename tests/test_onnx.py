@@ -98,14 +98,23 @@ def test_int8_at_any_size(
     for i in range(3):
         Image.effect_noise((40, 50), 60 + i).convert("RGB").save(photos / f"{i}.png")
     path = tmp_path / "model.onnx"
-    export_onnx(model, path, torch.randn(2, 3, 96, 96), dynamic_size=True, int8=True, compare=images_below(photos, model))
+    export_onnx(
+        model,
+        path,
+        torch.randn(2, 3, 96, 96),
+        dynamic_size=True,
+        int8=True,
+        compare=images_below(photos, model),
+    )
     out = capsys.readouterr().out
     assert "int8 changes the logits of random images by at most" in out
     assert re.search(r"int8 gives the same answer for [0-3] of 3 images; it changes", out)
     assert {file.name for file in tmp_path.iterdir()} == {"model.onnx", "photos"}
     (photos / "4.png").write_bytes(b"no image")
     monkeypatch.chdir(tmp_path)
-    export_onnx(model, path, torch.randn(2, 3, 96, 96), True, int8=True, compare=images_below(Path("photos"), model))
+    export_onnx(
+        model, path, torch.randn(2, 3, 96, 96), True, int8=True, compare=images_below(Path("photos"), model)
+    )
     out = capsys.readouterr().out
     assert "unreadable: photos/4.png: " in out and "of 3 images; it changes" in out
     with pytest.raises(HubError, match="--images is not a folder: nowhere"):
