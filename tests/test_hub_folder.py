@@ -492,6 +492,21 @@ def test_results_of_earlier_weights_are_not_published(folder: Path, tmp_path: Pa
         hub_main(["publish", str(tmp_path / "out"), "ada/zoo"])
 
 
+@pytest.mark.parametrize("tag", ["v 1", "v1..2", "v1.lock", "v1.", "HEAD", "-x", "refs/heads/x", "x" * 101])
+def test_a_tag_that_git_does_not_take(folder: Path, tmp_path: Path, tag: str) -> None:
+    shutil.copytree(folder, tmp_path / "out")
+    hub_main(card(tmp_path / "out"))
+    with pytest.raises(HubError, match=r"a tag is made of .*; got '"):
+        hub_main(["publish", str(tmp_path / "out"), "ada/zoo", f"--tag={tag}"])
+
+
+def test_a_card_that_is_no_yaml_is_not_published(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "out")
+    (tmp_path / "out" / "README.md").write_text("---\nlicense: [\n---\n")
+    with pytest.raises(HubError, match=r"README\.md cannot be read as a model card: while parsing"):
+        hub_main(["publish", str(tmp_path / "out"), "ada/zoo"])
+
+
 # What is written
 
 
