@@ -13,6 +13,7 @@ from eval.classification.evaluate import Setup, evaluate, set_up
 from eval.classification.held_out import held_out, training_of
 from eval.classification.store import Predictions
 from eval.options import evaluation_options
+from eval.preprocessing import check_size
 from eval.results import write_result
 from eval.section import Section
 from eval.store import claim, parts_of
@@ -72,6 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.results_csv:
         metrics.read_table(arguments.results_csv)  # so that another table is refused before the work
     setup = set_up(arguments)
+    check_size(setup.model, setup.config["input_size"])
     outputs = read_indices(arguments.valid_labels) if arguments.valid_labels else None
     samples = _samples(arguments, setup, outputs)
     data = {

@@ -23,7 +23,7 @@ from eval.batches import in_batches
 from eval.classification.data import Samples
 from eval.classification.store import Predictions
 from eval.options import load
-from eval.preprocessing import batches_of, check_size
+from eval.preprocessing import batches_of
 
 IN_TIMM = ("img_size", "crop_pct", "crop_mode", "interpolation")  # options as in validate.py
 
@@ -141,9 +141,8 @@ def evaluate(
         The predictions, in the first process; None in the others.
 
     Raises:
-        ValueError: If the model takes no such images or gives NaN, or the processes find different images.
+        ValueError: If the model gives NaN, or the processes find different images.
     """
-    check_size(setup.model, setup.config["input_size"])
     images = samples.fingerprint()
     if images != processes.from_first(images):
         raise ValueError("a process finds other images than the first: give all the same folder")

@@ -24,6 +24,7 @@ from eval.classification.corruptions import (
 from eval.classification.data import open_samples
 from eval.classification.evaluate import Setup, evaluate, set_up
 from eval.options import evaluation_options
+from eval.preprocessing import check_size
 from eval.results import write_result
 from eval.section import Section
 from eval.store import claim, parts_of
@@ -150,6 +151,7 @@ def run(arguments: argparse.Namespace) -> None:
     published = arguments.benchmark in CORRUPTED and not arguments.generate
     setup = set_up(arguments, **({"crop_pct": 1.0} if published else {}))  # those images are cropped already
     check(arguments, setup)
+    check_size(setup.model, setup.config["input_size"])
     said = ""
     with parts_of(arguments.output) as folder:
         rows = [
