@@ -141,18 +141,21 @@ def check_whole(path: str | Path) -> None:
 
 
 def check_values(state_dict: StateDict, source: str) -> None:
-    """Makes sure that weights are tensors of real, finite numbers.
+    """Makes sure that weights are plain tensors of real numbers that float32 can hold.
 
     Raises:
-        CheckpointError: If one is complex, NaN or infinite, or there are none.
+        CheckpointError: If one is complex, sparse, quantized, NaN or infinite, or there are none.
     """
     if not state_dict or not all(isinstance(v, torch.Tensor) for v in state_dict.values()):
         raise CheckpointError(f"{source} holds no weights: expected a dictionary of tensors")
     for name, tensor in state_dict.items():
         if tensor.is_complex():
             raise CheckpointError(f"{source}: {name} is complex ({tensor.dtype}), weights must be real")
-        numbers = tensor.float() if tensor.itemsize == 1 else tensor  # torch cannot ask float8
-        if tensor.is_floating_point() and not numbers.isfinite().all():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested or tensor.is_meta:
+            raise CheckpointError(
+                f"{source}: {name} is sparse, quantized, nested or empty of values: save it dense"
+            )
+        if tensor.is_floating_point() and not tensor.float().isfinite().all():  # torch cannot ask float8
             raise CheckpointError(
                 f"{source}: {name} has NaN or infinite values, so it computes nothing of use"
             )
@@ -243,10 +246,17 @@ def _check(state_dict: StateDict, expected: StateDict, cfg: dict[str, Any]) -> N
 
     missing = sorted(expected.keys() - state_dict.keys())
     extra = sorted(state_dict.keys() - expected.keys())
-    wrong = sorted(k for k in expected.keys() & state_dict.keys() if not fits(k))
-    if missing or extra or wrong:
+    both = sorted(expected.keys() & state_dict.keys())
+    wrong = [k for k in both if not fits(k)]
+    whole = [k for k in both if expected[k].is_floating_point() and not state_dict[k].is_floating_point()]
+    if missing or extra or wrong or whole:
         shapes = [f"{k} {tuple(state_dict[k].shape)} instead of {tuple(expected[k].shape)}" for k in wrong]
-        lists = {"missing": missing, "not expected": extra, "of another shape": shapes}
+        lists = {
+            "missing": missing,
+            "not expected": extra,
+            "of another shape": shapes,
+            "in whole numbers": whole,
+        }
         differences = "; ".join(f"{len(v)} {k} ({some(v)})" for k, v in lists.items() if v)
         raise CheckpointError(
             f"the checkpoint does not fit {cfg.get('architecture', 'the model')}: {differences}. {_HINT}"

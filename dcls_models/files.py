@@ -69,6 +69,10 @@ def replaced(path: Path) -> Iterator[Path]:
     try:
         yield part
         part.replace(path)
+    except OSError as error:
+        if error.filename is None and error.errno:  # a full disk does not say where it is
+            error.filename = str(path)
+        raise
     finally:
         part.unlink(missing_ok=True)
 

@@ -1,6 +1,6 @@
 """One way to a model: a timm name, a folder, a Hub id, or a checkpoint of this project's trainer."""
 
-import json
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +13,20 @@ from torch import nn
 
 from ._timm import download_from_hf, load_model_config_from_hf, load_model_config_from_path
 from .checkpoint import CheckpointError, StateDict, check_values, check_whole
+from .config import CONFIG, read_config
 from .files import one_line
 from .spectrogram import LogMel
 
 WEIGHTS_FROM = ("pretrained_cfg", "pretrained_cfg_overlay")  # where a training started from
-CONFIG = "config.json"
-_CLIENTS = {"huggingface_hub", "httpx", "httpcore", "requests", "urllib3"}  # raise errors of their own
+_BUILDING = (AttributeError, LookupError, TypeError, ArithmeticError)  # for arguments that nobody has checked
+_CLIENTS = {
+    "huggingface_hub",
+    "httpx",
+    "httpx2",
+    "httpcore",
+    "requests",
+    "urllib3",
+}  # raise errors of their own
 
 
 @dataclass(frozen=True)
@@ -47,13 +55,30 @@ class Run:
         """The averaged weights, or the raw ones; by default the averaged ones where there are any.
 
         Raises:
-            CheckpointError: If averaged weights are asked for and there are none.
+            CheckpointError: If averaged weights are asked for and there are none, or weights are no numbers.
         """
         if ema and not self.averaged:
             raise CheckpointError(
                 f"{self.path} has no averaged weights; train with model.ema_decay, or load the raw ones"
             )
-        return self.averaged if self.averaged and ema is not False else self.raw
+        weights = self.averaged if self.averaged and ema is not False else self.raw
+        check_values(weights, str(self.path))
+        return weights
+
+    def load_into(self, model: nn.Module, ema: bool | None = None) -> None:
+        """Loads ``weights`` into the model that they are of.
+
+        Raises:
+            CheckpointError: As ``weights``, or if they are not of this model.
+        """
+        weights = self.weights(ema)
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            said = " ".join(str(error).partition(":")[2].split())
+            raise CheckpointError(
+                f"{self.path} has other weights than its own options say: {said}"
+            ) from error
 
 
 def load_model(
@@ -87,11 +112,36 @@ def load_model(
     if name is None:
         raise ValueError("give the name of a model, or a checkpoint")
     config_of(name)
-    model = timm.create_model(name, pretrained=True, **kwargs).eval()
+    try:
+        model = timm.create_model(name, pretrained=True, **kwargs).eval()
+    except _BUILDING as error:
+        raise ValueError(f"timm cannot build {name} ({type(error).__name__}: {one_line(error)})") from error
+    except RuntimeError as error:
+        if not str(error).startswith("No pretrained weights exist"):
+            raise
+        raise ValueError(
+            f"{name} has no published weights: give a checkpoint, or a folder of python -m hub export"
+        ) from error
     check_values(model.state_dict(), name)
     if _stored_front_end(name):
         model.front_end = LogMel(**front_end_settings(name))
     return model
+
+
+def check_takes(model: nn.Module, example: torch.Tensor, otherwise: str) -> None:
+    """Makes sure that a model takes such an input; where shapes alone pass, nothing is computed.
+
+    Raises:
+        ValueError: With the message ``otherwise`` and the reason.
+    """
+    with torch.no_grad():
+        try:
+            copy.deepcopy(model).eval().to("meta")(example.to("meta"))
+        except (NotImplementedError, AssertionError, RuntimeError):  # also of what needs values
+            try:
+                copy.deepcopy(model).eval()(example)
+            except (AssertionError, RuntimeError) as error:
+                raise ValueError(f"{otherwise} ({one_line(error)})") from error
 
 
 def why_no_download(error: Exception) -> str | None:
@@ -99,7 +149,7 @@ def why_no_download(error: Exception) -> str | None:
     package = type(error).__module__.partition(".")[0]
     if package in _CLIENTS or isinstance(error, URLError) or str(error).startswith("cannot download"):
         return one_line(error).partition("; try again")[0]
-    return None
+    return why_no_download(error.__cause__) if isinstance(error.__cause__, Exception) else None
 
 
 def config_of(name: str) -> dict[str, Any]:
@@ -182,6 +232,8 @@ def _registered(name: str) -> dict[str, Any]:
         raise ValueError(f"{name} is a file, not a name: give it as the checkpoint (eval: --checkpoint)")
     base, _, tag = name.partition(".")
     if not timm.is_model(base):
+        if Path(name).is_dir() and name:
+            raise ValueError(f"{name} is a folder, not a name: give local-dir:{name}")
         raise ValueError(f"timm knows no model {name!r}; timm.list_models('*dcls*') lists those of the zoo")
     try:
         cfg = timm.get_pretrained_cfg(name)
@@ -189,34 +241,6 @@ def _registered(name: str) -> dict[str, Any]:
         tags = ", ".join(timm.list_pretrained(f"{base}.*")) or "none"
         raise ValueError(f"{base} has no weights {tag!r}; published are: {tags}") from error
     return dict(cfg.to_dict()) if cfg else {}
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """A ``config.json`` as timm and ``python -m hub export`` write it.
-
-    Raises:
-        ValueError: If there is none, or it lacks what every reader needs.
-    """
-    if not path.is_file():
-        raise ValueError(
-            f"{path.parent} has no {path.name}: python -m hub export makes such a folder of a checkpoint"
-        )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON ({one_line(error)}): export or download it again") from error
-    wanted = {"architecture": str, "pretrained_cfg": dict}
-    whole = isinstance(config, dict) and all(isinstance(config.get(k), t) for k, t in wanted.items())
-    if not whole or not isinstance(config.get("model_args", {}), dict):
-        raise ValueError(
-            f"{path} is not the config of a model: expected a dictionary with architecture (a name), "
-            "pretrained_cfg and model_args (dictionaries), as python -m hub export writes it"
-        )
-    if not timm.is_model(config["architecture"]):
-        raise ValueError(
-            f"{path} names the architecture {config['architecture']!r}, which timm and dcls_models lack"
-        )
-    return config
 
 
 def read_run(path: str | Path) -> Run:
@@ -268,8 +292,6 @@ def _from_run(run: Run, name: str | None, ema: bool | None, **kwargs: Any) -> nn
     except KeyError as error:
         raise CheckpointError(f"{run.path} is not of a classifier (it does not say {error})") from error
     cfg |= {"num_classes": classes, "label_names": labels, "pool_size": None}
-    weights = run.weights(ema)
-    check_values(weights, str(run.path))
     arguments = {**(run.model["model_kwargs"] or {}), **kwargs}
     model = timm.create_model(
         run.model["name"],
@@ -277,7 +299,7 @@ def _from_run(run: Run, name: str | None, ema: bool | None, **kwargs: Any) -> nn
         num_classes=classes,
         **{k: v for k, v in arguments.items() if k not in WEIGHTS_FROM},
     )
-    model.load_state_dict(weights)
+    run.load_into(model, ema)
     if front_end is not None:
         model.front_end = front_end
     return model

@@ -80,9 +80,12 @@ def read_result(path: Path) -> dict[str, Any]:
     """
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a results file: {error}") from error
-    missing = [key for key in RESULT_KEYS if not isinstance(result, dict) or key not in result]
+    wanted = {key: dict if key == "versions" else str for key in RESULT_KEYS}
+    missing = [
+        k for k, kind in wanted.items() if not isinstance(result, dict) or not isinstance(result.get(k), kind)
+    ]
     if missing:
         raise ValueError(
             f"{path} is not a results file, it lacks {', '.join(missing)}: give what a command of eval or "

@@ -52,10 +52,13 @@ class LogMel(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        if min(sample_rate, n_fft, hop, mels) < 1 or min(std, seconds) <= 0 or max(n_fft, 16 * mels) > 2**16:
+        finite = all(map(math.isfinite, (mean, std, seconds)))
+        small = min(sample_rate, n_fft, hop, mels) < 1 or min(std, seconds) <= 0
+        if small or not finite or max(n_fft, 16 * mels) > 2**16:
             raise ValueError(
-                "sample_rate, n_fft, hop, mels, std and seconds must be positive, n_fft at most 65536 and "
-                f"mels 4096, got {sample_rate=}, {n_fft=}, {hop=}, {mels=}, {std=}, {seconds=}"
+                "sample_rate, n_fft, hop, mels, std and seconds must be positive, mean finite, n_fft at "
+                f"most 65536 and mels 4096, got {sample_rate=}, {n_fft=}, {hop=}, {mels=}, {mean=}, {std=}, "
+                f"{seconds=}"
             )
         if not 0 <= low < high <= sample_rate / 2:
             raise ValueError(

@@ -44,8 +44,12 @@ def in_batches(
     with contextlib.ExitStack() as stack:
         if rank == 0 and folder is None and world > 1:
             folder = Path(stack.enter_context(TemporaryDirectory()))
-        folder, done = processes.from_first((folder, Store(kind, folder).done() if rank == 0 else None))
+        folder = processes.from_first(folder)
         store = Store(kind, folder)
+        if rank == 0:
+            store.forget_unreadable()
+            stack.callback(store.forget_unreadable)
+        done = processes.from_first(store.done() if rank == 0 else None)
         batches = split([i for i in range(count) if i not in done], batch_size)[rank::world]
         with tqdm(total=sum(map(len, batches)), desc=name, unit=unit, disable=rank > 0) as bar:
             while batches:

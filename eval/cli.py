@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from dcls_models.files import check_writable, expand_home, locked
+from dcls_models.options import Parser
 from eval import delays, predict, processes, report
 from eval.audio import tagging
 from eval.classification import accuracy, robustness
@@ -21,7 +22,7 @@ WRITTEN = ("output", "predictions", "per_class", "results_csv", "picture")  # op
 
 def parser() -> argparse.ArgumentParser:
     """The commands and their options; each module adds its own, with the function that runs it."""
-    top = argparse.ArgumentParser(prog="python -m eval", description="Measures models.")
+    top = Parser(prog="python -m eval", description="Measures models.")
     commands = top.add_subparsers(dest="task", required=True)
     for module in COMMANDS:
         module.add_commands(commands)
@@ -37,10 +38,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in WRITTEN:
         if file := getattr(arguments, name, None):
             check_writable(file, f"--{name.replace('_', '-')}")
-    if getattr(arguments, "device", "cpu").startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device {arguments.device}: torch finds no CUDA device here")
+    _check_device(getattr(arguments, "device", "cpu"))
     with _output_lock(arguments):
         arguments.run(arguments)
+
+
+def _check_device(name: str) -> None:
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: torch finds no CUDA device here")
+    try:
+        device = torch.device(name)
+        if device.type == "cuda":  # nothing is put on it yet: each process of torchrun has its own
+            there = (device.index or 0) < torch.cuda.device_count()
+        else:
+            there = torch.ones(1, device=device).cpu().item() == 1
+    except (RuntimeError, AssertionError):
+        there = False
+    if not there:
+        raise ValueError(f"--device {name}: torch has no such device here; expected cpu, cuda or cuda:NUMBER")
 
 
 def _output_lock(arguments: argparse.Namespace) -> contextlib.AbstractContextManager[None]:

@@ -62,6 +62,8 @@ def measure(
     fired = torch.zeros(silent, dtype=torch.float64)
     for spikes, labels in batches(recordings, size, frames):
         *hidden, membranes = net.activities(spikes)
+        if not membranes.isfinite().all():
+            raise ValueError("the network gives NaN or infinite values")
         right += int((summed_softmax(membranes).argmax(1) == labels).sum())
         count += len(labels)
         fired += torch.tensor([layer.mean(1).sum().item() for layer in hidden], dtype=torch.float64)
@@ -140,18 +142,25 @@ def run(arguments: argparse.Namespace) -> None:
     checkpoint = read_run(arguments.checkpoint)
     if checkpoint.model.get("name") != "DelayNet":
         raise ValueError(f"{arguments.checkpoint} is no checkpoint of python -m train.delays")
-    net = DelayNet.of_run(checkpoint.model).eval()
-    net.load_state_dict(checkpoint.weights())
-    options, root = checkpoint.data, arguments.data or Path(checkpoint.data["root"] or MADE)
-    binning = Binning(*(options[key] for key in ("frame", "units", "group", "binning", "longest")))
+    try:
+        net, classes = DelayNet.of_run(checkpoint.model).eval(), checkpoint.model["num_classes"]
+        options, names = checkpoint.data, checkpoint.model["class_names"]
+        root = arguments.data or Path(options["root"] or MADE)
+        binning = Binning(*(options[key] for key in ("frame", "units", "group", "binning", "longest")))
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{arguments.checkpoint} is no whole checkpoint of python -m train.delays ({error})"
+        ) from error
+    checkpoint.load_into(net)
     source = open_recordings(root, arguments.split, binning, options["front_end"])
     if source is None:
         raise ValueError(f"{root} has no recordings to {arguments.split}: give --data, or another --split")
     if source.channels != net.config["sizes"][0]:
         raise ValueError(f"{root} has {source.channels} channels, the network {net.config['sizes'][0]}")
-    recordings, names = Recordings(source), checkpoint.model["class_names"]
-    if names and source.class_names and list(names) != list(source.class_names):
-        raise ValueError(f"{root} has other classes than the network was trained on")
+    recordings = Recordings(source)
+    others = names and source.class_names and list(names) != list(source.class_names)
+    if others or source.labels.max() >= classes:
+        raise ValueError(f"{root} has other classes than the network was trained on, which are {classes}")
     result = {"model": str(arguments.checkpoint), "state_dict_sha256": state_dict_sha256(net)}
     result |= {"data": str(root), "split": arguments.split, "config": net.config}
     result |= measure(net, recordings, arguments.batch_size, options["frames"], options["frame"])

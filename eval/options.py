@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,21 +10,19 @@ import torch
 from torch import nn
 
 from dcls_models.loading import load_model, why_no_download
+from dcls_models.options import at_least_1, whole
 
-
-def at_least_1(text: str) -> int:
-    """A whole number for argparse."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
+side = whole(1, 4096)  # pixels of an image
 
 
 def share(text: str) -> float:
-    """Above 0, at most 1."""
-    number = float(text)
-    if not 0 < number <= 1:
-        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, got {number}")
+    """A share of an image."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0.05 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0.05 to 1, got {text!r}")
     return number
 
 
@@ -31,7 +30,7 @@ def odd(text: str) -> int:
     """The side of a kernel that has a centre."""
     number = at_least_1(text)
     if number % 2 == 0:
-        raise argparse.ArgumentTypeError(f"must be odd, got {number}")
+        raise argparse.ArgumentTypeError(f"must be odd, got {text!r}")
     return number
 
 
@@ -41,7 +40,7 @@ def ending(*suffixes: str) -> Callable[[str], Path]:
     def file(text: str) -> Path:
         path = Path(text)
         if path.suffix not in suffixes:
-            raise argparse.ArgumentTypeError(f"must end in {' or '.join(suffixes)}, got {text}")
+            raise argparse.ArgumentTypeError(f"must end in {' or '.join(suffixes)}, got {text!r}")
         return path
 
     return file
@@ -74,13 +73,22 @@ def load(
         **kwargs: As in ``load_model``.
 
     Raises:
-        ValueError: If weights cannot be downloaded; also what ``load_model`` raises.
+        ValueError: If neither is given, or weights cannot be downloaded; also what ``load_model`` raises.
     """
-    try:
+    if name is None and checkpoint is None:
+        raise ValueError("say which model: --model NAME, or --checkpoint FILE")
+    with named(name, option):
         return load_model(name, checkpoint, **kwargs)
+
+
+@contextmanager
+def named(name: str | None, option: str = "--model") -> Iterator[None]:
+    """Says which option has named a model whose files cannot be had, and what can be given instead."""
+    try:
+        yield
     except Exception as error:
         reason = why_no_download(error)
-        if checkpoint or reason is None:
+        if reason is None:
             raise
         raise ValueError(
             f"{option} {name}: its weights cannot be downloaded ({reason}); try again later, or give weights "
@@ -128,7 +136,7 @@ def batch_options() -> argparse.ArgumentParser:
     """``--batch-size`` and ``--workers``."""
     parent = argparse.ArgumentParser(add_help=False)
     parent.add_argument("--batch-size", type=at_least_1, default=64)
-    parent.add_argument("--workers", type=int, default=2, help="processes that read images")
+    parent.add_argument("--workers", type=whole(0, 1024), default=2, help="processes that read images")
     return parent
 
 
@@ -145,7 +153,7 @@ def evaluation_options() -> argparse.ArgumentParser:
         add_help=False,
         parents=[model_options(), device_option(), batch_options(), json_option(), exif_option()],
     )
-    parent.add_argument("--img-size", type=at_least_1, help="pixels; the model's own by default")
+    parent.add_argument("--img-size", type=side, help="pixels; the model's own by default")
     parent.add_argument("--crop-pct", type=share, help="share of the resized image that is seen")
     parent.add_argument("--crop-mode", choices=("center", "squash", "border"))
     parent.add_argument("--interpolation", choices=("bilinear", "bicubic", "lanczos", "nearest"))

@@ -7,14 +7,16 @@ from typing import Any
 from dcls_models.loading import takes_sounds
 from eval.audio import predict as of_sounds
 from eval.classification import predict as of_images
+from eval.options import named
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Says what a model makes of the files."""
-    if takes_sounds(arguments.model, arguments.checkpoint):
-        of_sounds.run(arguments, arguments.images)
-    else:
-        of_images.run_predict(arguments)
+    with named(arguments.model):
+        sounds = takes_sounds(arguments.model, arguments.checkpoint)
+    if arguments.labels and not sounds:
+        raise ValueError("--labels names the classes of AudioSet's models, this one is of images")
+    (of_sounds if sounds else of_images).run(arguments)
 
 
 def add_commands(commands: Any) -> None:

@@ -64,8 +64,21 @@ PUBLISHED_NAMES = {
 
 
 def read_results(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """Reads results, each with its ``path``; see ``read_result`` for errors."""
-    return [{**read_result(path), "path": path} for path in paths]
+    """Reads results, each with its ``path``.
+
+    Raises:
+        OSError: If one cannot be read.
+        ValueError: If one is no results file, or was changed by hand.
+    """
+    results = [{**read_result(path), "path": path} for path in paths]
+    for result in results:
+        rows = result.get("rows", [])
+        for part in (result, *(rows if isinstance(rows, list) else [])):
+            for key, kind in {"rows": dict, "stages": dict, "pictures": str}.items():
+                listed = part.get(key, []) if isinstance(part, dict) else None
+                if not isinstance(listed, list) or not all(isinstance(item, kind) for item in listed):
+                    raise ValueError(f"{result['path']}: {key} is not what a command wrote: measure it again")
+    return results
 
 
 def write_report(results: Sequence[dict[str, Any]], output: Path, title: str) -> None:
@@ -79,8 +92,6 @@ def write_report(results: Sequence[dict[str, Any]], output: Path, title: str) ->
     blocks = [f"# {plain(title)}"]
     if drawn := draw(results):
         picture = output.with_name(f"{output.stem}_models.png")
-        if output.suffix == ".md":
-            picture.write_bytes(drawn)
         link = _relative(picture, output) if output.suffix == ".md" else _embedded(drawn)
         blocks.append(f"![All models]({link})")
     for task in dict.fromkeys(result["task"] for result in results):
@@ -91,6 +102,9 @@ def write_report(results: Sequence[dict[str, Any]], output: Path, title: str) ->
         head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
         body = markdown(text, extensions=["tables"])
         text = f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
+    if drawn and output.suffix == ".md":
+        with replaced(picture) as part:
+            part.write_bytes(drawn)
     with replaced(output) as part:
         part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
@@ -109,7 +123,10 @@ def _section(task: str, results: Sequence[dict[str, Any]], output: Path) -> Iter
         yield markdown_table(header, [[plain(str(r["model"])), *c] for r, c in zip(rows, cells, strict=True)])
     for result in results:
         if section.tables:
-            yield section.tables(result)
+            try:
+                yield section.tables(result)
+            except (LookupError, TypeError, ValueError) as error:
+                raise ValueError(f"{result['path']} is no whole result of {task} ({error!r})") from error
         for name in result.get("pictures", []):
             file = result["path"].parent / name
             what = plain(str(result.get("model", file.stem)))
@@ -173,10 +190,11 @@ def draw(results: Sequence[dict[str, Any]]) -> bytes:
         if result.get(key) is None and "mce" in result:
             key, better = "mce", "lower is better"
         value = result.get(key)
-        if value is None:
+        if not _is_number(value):
             continue
         kind = result.get("benchmark") or result.get("method") or ""
-        span = (result["low"], result["high"]) if "low" in result and "high" in result else None
+        low, high = result.get("low"), result.get("high")
+        span = (low, high) if _is_number(low) and _is_number(high) else None
         label = f"{section.title}{': ' * bool(kind)}{kind}\n{key}, {better}"
         panels.setdefault(label, []).append((str(result.get("model", "")), value, span))
     if not panels:
@@ -218,9 +236,13 @@ def _value(value: Any, digits: int) -> str:
         return ""
     if isinstance(value, list):
         return " x ".join(map(str, value))
-    if isinstance(value, str):
-        return plain(value)
+    if not isinstance(value, int | float):
+        return plain(str(value))
     return f"{value:,.{digits}f}" if isinstance(value, float) else f"{value:,}"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) < 1e300  # so written, NaN is none
 
 
 def _link(file: Path, output: Path) -> str:

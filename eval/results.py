@@ -3,15 +3,14 @@
 import argparse
 import csv
 import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from dcls_models.files import one_line, replaced, write_json
+from dcls_models.files import replaced, write_json
+from dcls_models.pictures import write_picture
 from dcls_models.provenance import provenance
 
 
@@ -38,28 +37,6 @@ def write_result(
 def relative(file: Path, page: Path) -> str:
     """The path of a file as seen from the folder of another one."""
     return Path(os.path.relpath(file, page.parent)).as_posix()
-
-
-def write_picture(path: Path, draw: Callable[[], Figure]) -> bool:
-    """Draws and writes a PNG file; what goes wrong with it is a warning.
-
-    Text is drawn as it is, also that of a class called ``$5_$10``, which matplotlib would read as a formula.
-
-    Returns:
-        Whether there is a picture now.
-    """
-    try:
-        with plt.rc_context({"text.parse_math": False}), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph")  # a letter that the font lacks becomes a box
-            figure = draw()
-            with replaced(path) as part:
-                figure.savefig(part, format="png", dpi=110)
-    except Exception as error:  # the numbers do not depend on it
-        print(f"warning: the picture {path} could not be drawn: {one_line(error)}")
-        return False
-    finally:
-        plt.close("all")
-    return True
 
 
 def write_csv(path: Path, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -1,18 +1,33 @@
 """What an evaluation has computed while it runs, in files beside its output: what was killed goes on."""
 
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
 from dcls_models.files import replaced, write_json
+from eval import processes
+
+SETTINGS = "settings.json"
 
 
 class Batch(Protocol):
-    """A dataclass of tensors, one row per sample; ``indices`` says which samples of the data set."""
+    """A dataclass of tensors, one row per sample.
+
+    Attributes:
+        indices: Which samples of the data set.
+        readable: Which of these could be read.
+    """
 
     indices: torch.Tensor
+
+    @property
+    def readable(self) -> torch.Tensor:
+        """``(n,)``, bool."""
 
 
 Batches = TypeVar("Batches", bound=Batch)
@@ -45,12 +60,23 @@ class Store(Generic[Batches]):
         """All that is kept."""
         if self.folder is None:
             return self._kept
-        files = sorted(self.folder.glob("*.pt"))
-        return [self.kind(**torch.load(file, map_location="cpu", weights_only=True)) for file in files]
+        return [self._read(file) for file in self._files()]
 
     def done(self) -> set[int]:
         """Samples that need not be evaluated again."""
         return {i for batch in self.batches() for i in batch.indices.tolist()}
+
+    def forget_unreadable(self) -> None:
+        """Forgets batches in which something could not be read: when it is tried again, it may be mended."""
+        for file in self._files():
+            if not self._read(file).readable.all():
+                file.unlink()
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("*.pt")) if self.folder else []
+
+    def _read(self, file: Path) -> Batches:
+        return self.kind(**torch.load(file, map_location="cpu", weights_only=True))
 
     def whole(self, n: int) -> Batches:
         """All samples in the order of the data set.
@@ -70,6 +96,25 @@ class Store(Generic[Batches]):
         return self.kind(**{name: column[order] for name, column in columns.items()})
 
 
+@contextmanager
+def parts_of(output: Path | None) -> Iterator[Path | None]:
+    """The folder beside a result where it is kept while it grows.
+
+    It goes at the end, and with an error before there was anything to keep; an interruption leaves it.
+    """
+    folder = output.with_name(output.name + ".parts") if output else None
+    if folder is None or processes.rank_and_world()[0] > 0:
+        yield folder
+        return
+    try:
+        yield folder
+    except Exception:
+        if not any(path.is_file() and path.name != SETTINGS for path in folder.rglob("*")):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def claim(folder: Path, settings: dict[str, Any]) -> None:
     """Makes a folder for the results of an evaluation, or finds what one with the same settings has left.
 
@@ -80,8 +125,8 @@ def claim(folder: Path, settings: dict[str, Any]) -> None:
     Raises:
         ValueError: If what is there was computed with other settings.
     """
-    file, settings = folder / "settings.json", json.loads(json.dumps(settings))
-    if file.is_file():
+    file, settings = folder / SETTINGS, json.loads(json.dumps(settings))
+    if file.is_file() and len(list(folder.iterdir())) > 1:
         before = json.loads(file.read_text(encoding="utf-8"))
         other = [k for k in {**before, **settings} if before.get(k) != settings.get(k)]
         if other:
@@ -92,8 +137,3 @@ def claim(folder: Path, settings: dict[str, Any]) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     write_json(file, settings)
-
-
-def parts_of(output: Path | None) -> Path | None:
-    """The folder beside a result where it is kept while it grows."""
-    return output.with_name(output.name + ".parts") if output else None

@@ -3,22 +3,20 @@
 import re
 import shutil
 from collections.abc import Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
+from PIL import Image
 
-from dcls_models.loading import load_model
 from dcls_models.markdown import code, plain
-from dcls_models.provenance import read_result, state_dict_sha256
 from hub import INSTALL, HubError
 from hub.folder import CARD, check_folder, written_at_once
-from hub.remote import check_repo_id
+from hub.measured import METRICS, dataset_of, read_measured
+from hub.remote import check_dataset_id, check_repo_id
 
-METRICS = {"top1": "top-1 accuracy", "top5": "top-5 accuracy", "map": "mean average precision"}  # in percent
 ENTRIES = ".eval_results/results.yaml"
-TOP = 5  # answers that count for top-5
 TAGS = ["timm", "pytorch", "dcls", "dilated-convolution", "learnable-spacings", "large-kernel"]
 
 PAPERS = {  # arXiv number: title, authors, year
@@ -76,18 +74,15 @@ def write_card(
         HubError: If a file is not what it should be, or a licence is not said.
     """
     checked = check_folder(folder)
-    if licence == "other" and not licence_link:
-        raise HubError("the licence 'other' says nothing: give --license-link, where the terms can be read")
+    _check_terms(licence, licence_link)
     check_repo_id(repo)
-    if picture and picture.read_bytes()[:4] != b"\x89PNG":
+    if dataset_id is not None:
+        check_dataset_id(dataset_id)
+    if picture and not _is_png(picture):
         raise HubError(f"{picture} is not a PNG picture")
-    measured = [_read_accuracy(path) for path in results]
-    if not measured:
-        raise HubError(
-            "a card needs measured results: python -m eval accuracy --output FILE, then --results FILE"
-        )
-    _check_weights(folder, dict(zip(results, measured, strict=True)))
-    names = [dataset or _dataset_of(result) for result in measured]
+    measured = read_measured(folder, results)
+    said = " ".join((dataset or "").split())
+    names = [said or dataset_of(result) for result in measured]
     name = repo.split("/")[1]
     data = ModelCardData(
         library_name="timm",
@@ -150,59 +145,22 @@ def task_of(config: dict[str, Any]) -> str:
     )
 
 
-def result_of(path: Path) -> dict[str, Any]:
-    """A results file; see ``read_result``.
+def _check_terms(licence: str, link: str | None) -> None:
+    if licence == "other" and not link:
+        raise HubError("the licence 'other' says nothing: give --license-link, where the terms can be read")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", licence):
+        raise HubError(f"a licence is named as on the Hub, such as mit, cc-by-4.0 or other; got {licence!r}")
+    if link and not re.fullmatch(r"(https?://)?[^\s()<>:]+", link):
+        raise HubError(f"--license-link is an address or a file of the repository, got {link!r}")
 
-    Raises:
-        HubError: If it is none.
-    """
+
+def _is_png(file: Path) -> bool:
     try:
-        return read_result(path)
-    except OSError as error:
-        raise HubError(f"{path} is not a results file, it cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise HubError(str(error)) from error
-
-
-def _read_accuracy(path: Path) -> dict[str, Any]:
-    """A results file with an accuracy; without top-5 where that says nothing, as for five classes."""
-    result = result_of(path)
-    if "n" not in result or not any(isinstance(result.get(key), int | float) for key in METRICS):
-        raise HubError(f"{path} has no accuracy: give what python -m eval accuracy wrote with --output")
-    if result.get("trained_on"):
-        raise HubError(
-            f"{path} was measured on the images that the model was trained on: measure others, or those that "
-            "were held out, with python -m eval accuracy --held-out"
-        )
-    if result.get("classes", TOP + 1) <= TOP:
-        result.pop("top5", None)
-    return result
-
-
-def _dataset_of(result: dict[str, Any]) -> str:
-    """The data set of a result, as the result names it; of a folder only the name."""
-    dataset = str(result.get("dataset") or "")
-    if not dataset:
-        raise HubError("the results do not say what was measured on: say it with --dataset")
-    return dataset if dataset.startswith(("hfds/", "wds/")) else PurePath(dataset).name or dataset
-
-
-def _check_weights(folder: Path, measured: dict[Path, dict[str, Any]]) -> None:
-    """That results which say whose they are (``state_dict_sha256``) are of the weights in the folder."""
-    told = {
-        path: result["state_dict_sha256"]
-        for path, result in measured.items()
-        if "state_dict_sha256" in result
-    }
-    if not told:
-        return
-    actual = state_dict_sha256(load_model(f"local-dir:{folder}"))
-    for path, expected in told.items():
-        if expected != actual:
-            raise HubError(
-                f"{path} was measured with other weights than those in {folder}: run python -m eval accuracy "
-                f"--model local-dir:{folder}, or drop it"
-            )
+        with Image.open(file, formats=["PNG"]) as image:
+            image.load()
+    except (OSError, ValueError, SyntaxError):
+        return False
+    return True
 
 
 def what_it_is(config: dict[str, Any], parameters: int, name: str) -> str:

@@ -1,10 +1,12 @@
 """The commands of ``hub``."""
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from dcls_models.files import expand_home
+from dcls_models.options import Parser
 from hub.card import write_card
 from hub.convert import convert, key_values
 from hub.download import download, verify
@@ -78,12 +80,13 @@ def _say_sound(folder: Checked) -> None:
 
 
 def _say_how_to_load(folder: Path) -> None:
-    print(f'  import timm, dcls_models; timm.create_model("local-dir:{folder}", pretrained=True)')
+    name = json.dumps(f"local-dir:{folder}", ensure_ascii=False)  # quoted as Python does
+    print(f"  import timm, dcls_models; timm.create_model({name}, pretrained=True)")
 
 
 def parser() -> argparse.ArgumentParser:
     """The subcommands and their options."""
-    top = argparse.ArgumentParser(prog="python -m hub", description="Converts, exports and shares models.")
+    top = Parser(prog="python -m hub", description="Converts, exports and shares models.")
     commands = top.add_subparsers(dest="command", required=True)
 
     command = commands.add_parser("convert", help="a file of the authors to a folder that timm loads")

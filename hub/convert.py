@@ -4,13 +4,16 @@ import ast
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import timm
 from timm.data import ImageNetInfo
 
 from dcls_models.checkpoint import CheckpointError, read
-from dcls_models.files import sha256_of
+from dcls_models.config import LOADING
+from dcls_models.files import one_line, sha256_of
+from dcls_models.loading import config_of
 from dcls_models.optim import holders
 from hub import HubError
 from hub.export import export
@@ -35,22 +38,28 @@ def convert(file: Path, name: str, out: Path, arguments: dict[str, Any]) -> dict
     """
     if not timm.is_model(name) or "_dcls" not in name:
         raise HubError(f"there is no DCLS model {name!r}; timm.list_models('*dcls*') names them")
+    if taken := sorted(arguments.keys() & LOADING):
+        raise HubError(f"--model-kwargs are the model's own, not {', '.join(taken)}")
     stored = read(file)
+    if all(key.startswith(("model.", "ema.")) for key in stored):
+        raise HubError(
+            f"{file} is a checkpoint of a training: python -m hub export --checkpoint {quote(str(file))}"
+        )
     if any(key.startswith(("backbone.", "decode_head.", "roi_head.")) for key in stored):
         raise HubError(
             f"{file} holds a detector or a segmentation model ({', '.join(list(stored)[:2])}, ...); how the "
             "authors wrapped their backbones in those is not known, so only classifiers are converted"
         )
-    cfg = timm.get_pretrained_cfg(name)
-    classes = arguments.get("num_classes", cfg.num_classes)
+    cfg = config_of(name)
+    classes = arguments.get("num_classes", cfg["num_classes"])
     overlay = {"file": str(file), "num_classes": classes}
     try:
         model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments).eval()
     except CheckpointError:
         raise
-    except (TypeError, ValueError, AssertionError) as error:
-        raise HubError(f"{name} cannot be built with {arguments}: {error}") from error
-    if classes == 1000 and cfg.tag == "dcls_in1k":
+    except Exception as error:  # whatever a model raises for arguments that nobody has checked
+        raise HubError(f"{name} cannot be built with {arguments}: {one_line(error)}") from error
+    if classes == 1000 and cfg["tag"] == "dcls_in1k":
         info = ImageNetInfo()
         model.pretrained_cfg["label_names"] = info.label_names()
         model.pretrained_cfg["label_descriptions"] = info.label_descriptions(as_dict=True)

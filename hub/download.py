@@ -1,13 +1,15 @@
 """From the Hub, or from its cache, to weights that are what was published."""
 
 from collections.abc import Set
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 
+from dcls_models.config import CONFIG
 from hub import HubError
 from hub.folder import (
-    CONFIG,
     FILES,
     PICKLES,
     WEIGHTS,
@@ -40,9 +42,14 @@ def download(repo: str, revision: str = "main", out: Path | None = None, offline
     with explained(f"downloading {repo} at {revision}"):
         hashes = {} if offline or constants.HF_HUB_OFFLINE else _listed(repo, revision)
         pinned = hashes.pop("commit", revision)
-        cached = Path(
-            snapshot_download(repo, revision=pinned, allow_patterns=list(FILES), local_files_only=offline)
-        )
+        try:
+            cached = Path(
+                snapshot_download(repo, revision=pinned, allow_patterns=list(FILES), local_files_only=offline)
+            )
+        except LocalEntryNotFoundError as error:
+            if not offline:
+                raise
+            raise HubError(f"{repo} at {revision} is not in the cache: leave out --offline") from error
         if pinned != revision:  # so that the name is known offline too
             snapshot_download(repo, revision=revision, allow_patterns=list(FILES))
     files = {path.relative_to(cached).as_posix(): path for path in cached.rglob("*") if path.is_file()}
@@ -54,7 +61,7 @@ def download(repo: str, revision: str = "main", out: Path | None = None, offline
     published = published_files(cached)
     _check_no_others(out, published.keys(), repo)
     copy_files(published, out)
-    return check_folder(out)
+    return replace(checked, path=out)
 
 
 def verify(folder: Path, repo: str | None = None, revision: str = "main") -> Checked:

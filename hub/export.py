@@ -14,6 +14,7 @@ from torch import nn
 
 from dcls_models._timm import get_model_args, save_config_for_hf
 from dcls_models.checkpoint import check_values
+from dcls_models.config import CONFIG
 from dcls_models.files import one_line, sha256_of, write_json
 from dcls_models.layers import DclsNd
 from dcls_models.layers.positions import fuse_layers
@@ -21,9 +22,10 @@ from dcls_models.loading import load_model, read_run
 from dcls_models.models._build import plain_name
 from dcls_models.provenance import versions
 from hub import HubError
-from hub.card import plain_card, result_of
-from hub.folder import CARD, CONFIG, WEIGHTS, check_folder, config_sha256, written_at_once
+from hub.card import plain_card
+from hub.folder import CARD, WEIGHTS, check_folder, config_sha256, written_at_once
 from hub.logits import check_logits, spread
+from hub.measured import result_of
 from hub.onnx import export_onnx, images_below
 
 ORIGIN = ("origin_url", "paper_ids", "notes", "license", "tag", "url")  # of published weights
@@ -87,8 +89,7 @@ def export(
         raise HubError("dynamic_size and int8 are of the ONNX file: give --onnx as well")
     if compare and not int8:
         raise HubError("--images compares the int8 file with the model: give --int8 as well")
-    if compare:
-        images_below(compare, model)
+    compared = images_below(compare, model) if compare else []
     if (out / CARD).exists() and not (out / CONFIG).exists():
         raise HubError(f"{out} has a {CARD} that is not of an exported model: choose another folder")
     model = copy.deepcopy(model).eval().cpu().float()
@@ -111,7 +112,7 @@ def export(
         check_logits(_load(part)(images), expected, f"the exported {metadata['architecture']}")
         check_folder(part)
         if onnx:
-            export_onnx(exported, part / "model.onnx", images, dynamic_size, int8, compare)
+            export_onnx(exported, part / "model.onnx", images, dynamic_size, int8, compared)
     written = {*(files or {}), "model.onnx" if onnx else ""}
     for name in {"model.onnx", "training.json", "conversion.json"} - written:
         (out / name).unlink(missing_ok=True)  # it would be of other weights

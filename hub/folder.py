@@ -5,7 +5,6 @@ Weights and config name each other: ``config.json`` has the sha256 of ``model.sa
 """
 
 import hashlib
-import inspect
 import json
 import math
 import shutil
@@ -23,11 +22,12 @@ from safetensors import SafetensorError, safe_open
 
 import dcls_models  # noqa: F401  (registers the models)
 from dcls_models.checkpoint import check_values
+from dcls_models.config import CONFIG, read_config
 from dcls_models.files import one_line, sha256_of
-from dcls_models.loading import read_config
+from dcls_models.spectrogram import LogMel
 from hub import HubError
 
-CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+WEIGHTS, CARD = "model.safetensors", "README.md"
 FILES = (  # patterns of what a folder may publish; nothing else of it is ever sent or fetched
     CONFIG,
     WEIGHTS,
@@ -84,23 +84,34 @@ def written_at_once(out: Path) -> Iterator[Path]:
     whole, the weights last; other files stay.
 
     Raises:
-        HubError: If ``out`` is a file.
+        HubError: If ``out`` is no place for a folder, or there is no room.
     """
-    if out.exists() and not out.is_dir():
+    if (out.exists() or out.is_symlink()) and not out.is_dir():
         raise HubError(f"{out} is a file; give a folder to write to")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as temporary:
-        part = Path(temporary) / "part"
-        part.mkdir()
-        yield part
-        if not out.exists():
-            part.replace(out)
-            return
-        for file in sorted(part.rglob("*"), key=lambda path: path.name == WEIGHTS):
-            if file.is_file():
-                target = out / file.relative_to(part)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                file.replace(target)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name[:100]}.", dir=out.parent) as temporary:
+            part = Path(temporary) / "part"
+            part.mkdir()
+            yield part
+            _move(part, out)
+    except OSError as error:
+        reason = error.strerror or one_line(error)
+        raise HubError(
+            f"{out} cannot be written ({reason}): make room there, or give another folder"
+        ) from error
+
+
+def _move(part: Path, out: Path) -> None:
+    if not out.exists():
+        part.replace(out)
+        return
+    files = {file: out / file.relative_to(part) for file in part.rglob("*") if file.is_file()}
+    if inside := [target for target in files.values() if target.is_dir()]:
+        raise HubError(f"{inside[0]} is a folder, where a file is to be written: choose another place")
+    for file in sorted(files, key=lambda path: path.name == WEIGHTS):
+        files[file].parent.mkdir(parents=True, exist_ok=True)
+        file.replace(files[file])
 
 
 def copy_files(files: dict[str, Path], out: Path) -> None:
@@ -164,9 +175,13 @@ def _read_config(path: Path) -> dict[str, Any]:
         config = read_config(path)
     except ValueError as error:
         raise HubError(str(error)) from error
-    size = config["pretrained_cfg"].get("input_size")
-    if not (isinstance(size, list) and len(size) == 3 and all(type(n) is int and n > 0 for n in size)):
-        raise HubError(f"{path}: input_size must be three whole numbers, got {str(size)[:60]}")
+    if not config["pretrained_cfg"].get("input_size"):
+        raise HubError(f"{path}: input_size must be three whole numbers, got None")
+    if "front_end" in config:
+        try:
+            LogMel(**config["front_end"])
+        except (TypeError, ValueError) as error:
+            raise HubError(f"{path}: front_end makes no spectrograms ({one_line(error)})") from error
     return config
 
 
@@ -202,9 +217,6 @@ def _numbers(value: Any) -> Iterator[float]:
 def _check_config(config: dict[str, Any], tensors: dict[str, tuple[list[int], str]]) -> None:
     """Refuses what would make building the model run away or load something else."""
     cfg, arguments = config["pretrained_cfg"], config.get("model_args", {})
-    taken = sorted(arguments.keys() & inspect.signature(timm.create_model).parameters.keys())
-    if taken:
-        raise HubError(f"model_args in {CONFIG} would tell timm how to load, not what: {', '.join(taken)}")
     moved = sorted(key for key in ELSEWHERE if cfg.get(key))
     if moved:
         raise HubError(f"pretrained_cfg in {CONFIG} sends timm elsewhere for the weights: {', '.join(moved)}")
@@ -240,3 +252,6 @@ def _check_shapes(config: dict[str, Any], tensors: dict[str, tuple[list[int], st
             f"{WEIGHTS} does not fit {CONFIG} in {len(wrong)} of {len(expected)} tensors: {key} has the "
             f"shape {tensors.get(key, ['none'])[0]}, the config wants {expected.get(key, 'none')}"
         )
+    of_numbers = (key for key, value in model.state_dict().items() if value.is_floating_point())
+    if whole := [key for key in of_numbers if not tensors[key][1].startswith(("F", "BF"))]:
+        raise HubError(f"{WEIGHTS} has {whole[0]} as {tensors[whole[0]][1]}, which holds no weights")

@@ -1,7 +1,7 @@
 """``model.onnx``: written, and compared with the model at two sizes by onnxruntime."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ def export_onnx(
     images: torch.Tensor,
     dynamic_size: bool = False,
     int8: bool = False,
-    folder: Path | None = None,
+    compare: Sequence[str] = (),
 ) -> None:
     """Writes a model to an ONNX file that has proved to give the same logits.
 
@@ -36,11 +36,10 @@ def export_onnx(
         dynamic_size: Whether any height and width will do as well.
         int8: Whether matrix products are computed in int8, with scales found at each run. How much that
             changes the logits is printed.
-        folder: Images on which it is printed too; without it, of random ones alone.
+        compare: Files of images on which it is printed too, as ``images_below`` gives them.
 
     Raises:
-        HubError: If a package is missing, torch cannot export the model, the file gives other logits, or
-            ``images_below`` refuses the folder.
+        HubError: If a package is missing, torch cannot export the model, or the file gives other logits.
     """
     _check_installed()
     larger = (images.shape[2] + LARGER[0], images.shape[3] + LARGER[1])
@@ -63,8 +62,8 @@ def export_onnx(
                 f"int8 changes the logits of random images by at most {change:.2g} (they spread over "
                 f"{spread(logits):.2g}): compare on images of your own with --images FOLDER"
             )
-        if folder is not None:
-            print(_compared(path, model, folder))
+        if compare:
+            print(_compared(path, model, compare))
 
 
 def images_below(folder: Path, model: nn.Module) -> list[str]:
@@ -86,9 +85,9 @@ def images_below(folder: Path, model: nn.Module) -> list[str]:
 
 
 @torch.inference_mode()
-def _compared(path: Path, model: nn.Module, folder: Path) -> str:
-    """What int8 changes on the images of a folder, in words."""
-    files, transform = images_below(folder, model), transform_of(model)
+def _compared(path: Path, model: nn.Module, files: Sequence[str]) -> str:
+    """What int8 changes on images, in words."""
+    transform = transform_of(model)
     n, same, change, seen = 0, 0, 0.0, 0.0
     for start in range(0, len(files), BATCH):
         images = list(_transformed(files[start : start + BATCH], transform))
@@ -97,12 +96,12 @@ def _compared(path: Path, model: nn.Module, folder: Path) -> str:
             n, same = n + len(images), same + int((expected.argmax(1) == logits.argmax(1)).sum())
             change, seen = max(change, (logits - expected).abs().max().item()), max(seen, spread(expected))
     return (
-        f"int8 gives the same answer for {same} of {n} images of {folder}; it changes their logits by at "
+        f"int8 gives the same answer for {same} of {n} images; it changes their logits by at "
         f"most {change:.2g} (they spread over {seen:.2g})"
     )
 
 
-def _transformed(files: list[str], transform: Any) -> Iterator[torch.Tensor]:
+def _transformed(files: Sequence[str], transform: Any) -> Iterator[torch.Tensor]:
     """The images that can be read; the others are named."""
     for file in files:
         try:

@@ -2,15 +2,21 @@
 
 import json
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 
+import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, get_token
 from huggingface_hub.errors import RepositoryNotFoundError
 
+from dcls_models.config import CONFIG
+from dcls_models.files import one_line
 from hub import HubError
-from hub.folder import CARD, CONFIG, Checked, check_folder, is_ours, published_files
+from hub.folder import CARD, Checked, check_folder, is_ours, published_files
+from hub.measured import check_weights, result_of
 from hub.remote import check_repo_id, expected_hash, explained, remote_files, same_content
 
+TAG = r"(?!.*\.\.)\w[\w.-]{0,99}"  # what git takes; the Hub would refuse others after the commit
 ALWAYS_THERE = {".gitattributes"}  # the Hub makes it with the repository
 
 
@@ -46,9 +52,10 @@ def publish(
     checked = check_folder(folder)
     files = published_files(folder)
     _check_card(folder)
+    check_weights(folder, {p: result_of(p) for name, p in files.items() if fnmatch(name, "results*.json")})
     tag = tag or f"weights-{checked.sha256[:8]}"
-    if not re.fullmatch(r"\w[\w.-]*", tag):  # the Hub would refuse it after the commit
-        raise HubError(f"a tag is made of letters, digits, '.', '-' and '_', such as v1.0; got {tag!r}")
+    if not re.fullmatch(TAG, tag) or tag.endswith((".", ".lock")) or tag == "HEAD":
+        raise HubError(f"a tag is made of letters, digits, '.', '-' and '_', such as v1.0; got {tag[:60]!r}")
     _show(checked, files, repo, tag, direct)
     if not push:
         print("nothing was sent: this was a dry run; add --push")
@@ -62,8 +69,8 @@ def _check_card(folder: Path) -> None:
         raise HubError(f"{folder} has no {CARD}: python -m hub card writes the model card from results")
     try:
         data = ModelCard.load(folder / CARD).data
-    except (OSError, ValueError) as error:
-        raise HubError(f"{folder / CARD} cannot be read as a model card: {error}") from error
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        raise HubError(f"{folder / CARD} cannot be read as a model card: {one_line(error)}") from error
     if not data.get("license"):
         raise HubError(f"{folder / CARD} says nothing of a licence: write the card with python -m hub card")
 
@@ -147,7 +154,11 @@ def _parent(api: HfApi, repo: str, checked: Checked, overwrite: bool, private: b
     there = remote_files(api, repo, parent)
     strange = sorted(name for name in there if name not in ALWAYS_THERE and not is_ours(name))
     if CONFIG in there:
-        theirs = json.loads(Path(api.hf_hub_download(repo, CONFIG, revision=parent)).read_text("utf-8"))
+        text = Path(api.hf_hub_download(repo, CONFIG, revision=parent)).read_bytes()
+        try:
+            theirs = json.loads(text)
+        except ValueError:
+            theirs = None
         name = theirs.get("architecture") if isinstance(theirs, dict) else None
         if name != checked.config["architecture"]:
             strange.append(f"{CONFIG} of a {name}")

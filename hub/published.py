@@ -6,10 +6,10 @@ import timm
 import torch
 from huggingface_hub import ModelCardData
 
-from dcls_models.files import replaced
 from dcls_models.published import published
 from hub import INSTALL
 from hub.card import TAGS, citations, task_of, what_it_is
+from hub.folder import written_at_once
 
 REPOSITORIES = {  # the authors' repository that lists a record, and the licence that its README states
     "7112021": ("https://github.com/K-H-Ismail/ConvNeXt-dcls", "MIT"),
@@ -36,12 +36,11 @@ def write_cards(out: Path) -> list[Path]:
     Returns:
         The cards, by name.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    cards = [out / f"{name.partition('.')[0]}.md" for name in timm.list_models("*_dcls*", pretrained=True)]
-    for card in cards:
-        with replaced(card) as part:
-            part.write_text(_card(card.stem), encoding="utf-8")
-    return cards
+    names = [name.partition(".")[0] for name in timm.list_models("*_dcls*", pretrained=True)]
+    with written_at_once(out) as part:
+        for name in names:
+            (part / f"{name}.md").write_text(_card(name), encoding="utf-8")
+    return [out / f"{name}.md" for name in names]
 
 
 def _card(name: str) -> str:

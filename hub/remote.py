@@ -41,12 +41,21 @@ def check_repo_id(repo: str) -> None:
     Raises:
         HubError: If it is not ``USER/NAME``.
     """
-    try:
-        validate_repo_id(repo)
-    except HFValidationError as error:
-        raise HubError(_line(error)) from None
+    check_dataset_id(repo)
     if "/" not in repo:
         raise HubError(f"a repository is named USER/NAME, got {repo!r}")
+
+
+def check_dataset_id(name: str) -> None:
+    """Likewise of a data set, which may have no user.
+
+    Raises:
+        HubError: If it is not ``NAME`` or ``USER/NAME``.
+    """
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise HubError(_line(error)) from None
 
 
 @contextmanager

@@ -460,7 +460,7 @@ def test_what_timm_asserts_is_one_line(images, tmp_path):
     command = [sys.executable, "-m", "eval", "accuracy", "--model", model, "--data", str(images)]
     found = subprocess.run([*command, "--img-size", "33", "--workers", "0"], capture_output=True, text=True)
     assert found.returncode == 1 and "Traceback" not in found.stderr
-    assert "error: Input height (33) should be divisible by patch size (16)" in found.stderr
+    assert "Input height (33) should be divisible by patch size (16)" in found.stderr
 
 
 class TestClasses:

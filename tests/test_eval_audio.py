@@ -167,6 +167,17 @@ class TestCommand:
         (line,) = result["unreadable"]
         assert line.startswith(f"{root / 'tone_0' / 'bad.wav'}: it is no sound")
 
+    def test_what_could_not_be_read_is_tried_again(self, name: str, sounds: Path, tmp_path: Path) -> None:
+        root = tmp_path / "sounds"
+        shutil.copytree(sounds, root)
+        for file in root.rglob("*.wav"):
+            file.write_bytes(b"")
+        with pytest.raises(ValueError, match="none of the first 10 sounds can be read"):
+            evaluate(tmp_path / "out.json", name, "--data", root)
+        assert not (tmp_path / "out.json.parts").exists()
+        shutil.copytree(sounds, root, dirs_exist_ok=True)
+        assert evaluate(tmp_path / "out.json", name, "--data", root)["n"] == 15
+
     def test_panns_csv_and_hub(self, name: str, sounds: Path, tmp_path: Path) -> None:
         plain = evaluate(tmp_path / "plain.json", name, "--data", sounds)
         files = sorted(sounds.rglob("*.wav"))
@@ -211,6 +222,13 @@ class TestCommand:
             (["--dataset", "wds/x"], "--dataset is hfds/NAME"),
             (["--data", "{other}"], "classes that are not known: bell"),
             (["--data", "{sounds}", "--held-out"], "--held-out needs --checkpoint"),
+            (
+                ["--data", "{sounds}", "--split", "test"],
+                "--split test: there is no folder .*test with folders",
+            ),
+            (["--data", "{other}.csv", "--sounds", "{sounds}"], r"other\.csv is no CSV of AudioSet: .*utf-8"),
+            (["--data", "{other}.h5"], r"other\.h5 is not packed as PANNs does"),
+            (["--data", "{sounds}", "--labels", "{other}.csv"], r"other\.csv is no table with the columns"),
         ],
     )
     def test_one_line_says_what_is_wrong(
@@ -219,9 +237,13 @@ class TestCommand:
         other = tmp_path / "other"
         (other / "bell").mkdir(parents=True)
         shutil.copyfile(sounds / "tone_0" / "0.wav", other / "bell" / "0.wav")
+        for suffix in (".csv", ".h5"):
+            other.with_suffix(suffix).write_bytes(b"index\xff\x00")
+        (tmp_path / "class_labels_indices.csv").write_text("index,mid,display_name\n0,/m/a,bell\n")
         given = [flag.format(other=other, sounds=sounds) for flag in flags]
         with pytest.raises((ValueError, OSError), match=message):
             evaluate(tmp_path / "out.json", name, *given)
+        assert not list(tmp_path.glob("out.json*"))
 
     def test_a_model_of_images_is_refused(self, sounds: Path, tmp_path: Path) -> None:
         export(timm.create_model("test_convnext_dcls", num_classes=3), tmp_path / "images")
@@ -291,6 +313,17 @@ class TestPredict:
         with pytest.raises(ValueError, match=r"bad\.wav cannot be read as a sound: it is empty \(0 bytes\)"):
             main(["predict", "--model", name, str(tmp_path / "bad.wav"), str(sounds / "tone_0" / "1.wav")])
         assert "1.wav: " in capsys.readouterr().out
+
+    def test_patterns_and_many_that_cannot_be_read(
+        self, name: str, sounds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        main(["predict", "--model", name, str(sounds / "tone_1" / "[12].wav")])
+        assert len(capsys.readouterr().out.splitlines()) == 2
+        for i in range(3):
+            (tmp_path / f"{i}.wav").write_bytes(b"")
+        with pytest.raises(ValueError, match=r"^3 of 3 files cannot be read, the first: .*0\.wav cannot be"):
+            main(["predict", "--model", name, str(tmp_path)])
+        assert capsys.readouterr().out.count("unreadable: ") == 3
 
     def test_which_models_take_sounds(self, name: str) -> None:
         assert takes_sounds(name)

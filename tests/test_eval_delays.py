@@ -13,6 +13,8 @@ from eval.cli import main
 from eval.delays import measure
 from tests.test_train_delays import fit, write_arrays
 
+WEIGHT = "model.synapses.0.conv.weight"
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
@@ -69,3 +71,43 @@ def test_other_data_are_refused(run, tmp_path, channels, names, message):
         main(["delays", "--checkpoint", checkpoint, "--data", str(tmp_path)])
     with pytest.raises(ValueError, match="has no recordings to val: give --data, or another --split"):
         main(["delays", "--checkpoint", checkpoint, "--data", str(tmp_path), "--split", "val"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda kept: next(iter(kept["state_dict"].values())).fill_(float("nan")), "has NaN or infinite"),
+        (lambda kept: kept["state_dict"].update({WEIGHT: kept["state_dict"][WEIGHT] + 1j}), "is complex"),
+        (lambda kept: kept["state_dict"].pop(WEIGHT), "has other weights than its own options say: Missing"),
+        (lambda kept: kept["hyper_parameters"].pop("class_names"), "is no whole checkpoint .*'class_names'"),
+        (
+            lambda kept: kept.pop("datamodule_hyper_parameters"),
+            "is no whole checkpoint of python -m train.delays",
+        ),
+    ],
+)
+def test_a_checkpoint_that_is_none_is_one_line(run, tmp_path, change, message):
+    kept = torch.load(run[1] / "checkpoints/last.ckpt", weights_only=True)
+    change(kept)
+    torch.save(kept, tmp_path / "other.ckpt")
+    with pytest.raises((ValueError, RuntimeError), match=rf"other\.ckpt.* {message}") as error:
+        main(["delays", "--checkpoint", str(tmp_path / "other.ckpt")])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("spikes", "labels", "message"),
+    [
+        (np.ones((3, 6, 9)), [0, 1, 7], "has other classes than the network was trained on, which are 3"),
+        (
+            np.full((3, 6, 9), 1e300),
+            [0, 1, 2],
+            "none of 3 recordings can be read, .* is inf, expected a count",
+        ),
+    ],
+)
+def test_recordings_that_mean_nothing_are_no_result(run, tmp_path, spikes, labels, message):
+    np.savez(tmp_path / "test.npz", spikes=spikes, labels=labels)
+    checkpoint = str(run[1] / "checkpoints/last.ckpt")
+    with pytest.raises(ValueError, match=message):
+        main(["delays", "--checkpoint", checkpoint, "--data", str(tmp_path)])

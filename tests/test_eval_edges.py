@@ -3,8 +3,10 @@
 import csv
 import json
 import os
+import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -14,11 +16,12 @@ import timm
 import torch
 from PIL import Image
 
-from dcls_models import CheckpointError
+from dcls_models import CheckpointError, LogMel
 from dcls_models._timm import save_for_hf
+from dcls_models.pictures import write_picture
 from eval.classification.predict import draw_predictions
 from eval.cli import main
-from eval.results import write_picture
+from eval.store import claim
 from hub.cli import main as hub_main
 from hub.export import export
 from tests.training import write_images
@@ -70,6 +73,34 @@ def test_turned_as_exif_says_if_asked_for(model: str, tmp_path: Path, capsys: py
 
     assert said("tagged") == said("plain") != said("turned")
     assert said("tagged", "--exif") == said("turned")
+
+
+def test_photos_are_turned_wherever_they_are_read(model: str, tmp_path: Path) -> None:
+    """As if they had been turned before; human maps are as large as the turned photo."""
+    pixels = np.random.default_rng(0).integers(0, 255, (30, 50, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for kind in ("tagged", "turned"):
+        for name in ("images", "maps"):
+            (tmp_path / kind / name).mkdir(parents=True)
+        image = Image.fromarray(np.rot90(pixels, 3 * (kind == "turned")).copy())
+        image.save(tmp_path / kind / "images" / "a.png", **({"exif": exif} if kind == "tagged" else {}))
+        np.save(tmp_path / kind / "maps" / "a.npy", np.random.default_rng(1).random((50, 30)))
+    options = ["--model", model, "--device", "cpu", "--workers", "0", "--output", str(tmp_path / "r.json")]
+
+    def said(kind: str, *more: str) -> list[object]:
+        found = []
+        for command, key in ((["erf", "--img-size", "64"], "share_of_area"), (["gradcam"], "spearman")):
+            data = tmp_path / kind / ("images" if command[0] == "erf" else "")
+            main([*command, *options, "--data", str(data), *more])
+            result = json.loads((tmp_path / "r.json").read_text())
+            found.append(result[key])
+            assert result["exif"] is bool(more)
+        return found
+
+    assert said("tagged", "--exif") == said("turned")
+    with pytest.raises(ValueError, match=r"a\.npy has 30 x 50 pixels, expected 50 x 30"):
+        said("tagged")
 
 
 class TestHeldOut:
@@ -233,7 +264,7 @@ class TestImages:
 
 class TestNothingIsLost:
     def test_a_picture_that_cannot_be_drawn_is_a_warning(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         image = write(tmp_path, "a.png") / "a.png"
 
@@ -241,7 +272,7 @@ class TestNothingIsLost:
             return draw_predictions([image, tmp_path / "gone.png"], [[("a", 1.0)], [("b", 1.0)]])
 
         assert not write_picture(tmp_path / "p.png", draw)
-        assert "warning: the picture" in capsys.readouterr().out
+        assert "p.png could not be drawn" in caplog.text
         assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png"]
 
     def test_a_result_is_there_although_its_picture_is_not(
@@ -263,6 +294,48 @@ class TestNothingIsLost:
             with pytest.raises(ValueError, match=rf"{option} .*r?\.json cannot be written .*another place"):
                 main([*command, option, str(place)])
         assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+    def test_an_error_leaves_nothing_where_nothing_was_computed(self, model: str, tmp_path: Path) -> None:
+        data = write(tmp_path / "data", *(f"{c}/a.png" for c in "abc"))
+        before = {path: path.read_bytes() for path in data.rglob("*.png")}
+        for file in before:
+            file.write_bytes(b"no image")
+        with pytest.raises(ValueError, match="none of the 3 images can be read"):
+            accuracy(model, data, tmp_path / "r.json")
+        assert [p.name for p in tmp_path.iterdir()] == ["data"]
+        claim(tmp_path / "r.json.parts", {"left by": "a kill before the first batch"})
+        for file, content in before.items():
+            file.write_bytes(content)
+        assert accuracy(model, data, tmp_path / "r.json")["n"] == 3
+
+    def test_an_image_that_was_mended_counts_when_the_evaluation_goes_on(
+        self, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        data = write(tmp_path / "data", *(f"{c}/{i}.png" for c in "abc" for i in "01"))
+        whole, good = (data / "a" / "0.png").read_bytes(), accuracy(model, data, tmp_path / "good.json")
+        (data / "a" / "0.png").write_bytes(b"no image")
+        with monkeypatch.context() as patch, pytest.raises(OSError):
+            patch.setattr("eval.classification.accuracy.write_result", lambda *_: Path().read_bytes())
+            accuracy(model, data, tmp_path / "r.json", "--batch-size", "2")
+        assert len(list((tmp_path / "r.json.parts").glob("*.pt"))) == 2
+        (data / "a" / "0.png").write_bytes(whole)
+        result = accuracy(model, data, tmp_path / "r.json", "--batch-size", "2")
+        assert (result["n"], result["unreadable"], result["top1"]) == (6, [], good["top1"])
+
+    @pytest.mark.parametrize(
+        ("command", "end", "status"),
+        [("eval predict --model {model} {image}", "| true", "141"), ("hub verify {folder}", ">&-", "0")],
+    )
+    def test_nobody_reads_what_is_printed(
+        self, model: str, tmp_path: Path, command: str, end: str, status: str
+    ) -> None:
+        """A pipe to a command that has ended, and a console that was closed, are no tracebacks."""
+        names = {"model": model, "image": tmp_path / "a.png", "folder": model.removeprefix("local-dir:")}
+        write(tmp_path, "a.png")
+        words = [word.format(**names) for word in f"{sys.executable} -m {command}".split()]
+        script = f"set -o pipefail; {shlex.join(words)} {end}; echo $?"
+        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=ROOT)
+        assert (done.stderr, done.stdout.strip()) == ("", status)
 
     @pytest.mark.parametrize("package", ["eval", "hub"])
     def test_an_interruption_while_torch_is_imported_is_one_line(self, tmp_path: Path, package: str) -> None:
@@ -300,6 +373,15 @@ class TestModels:
             accuracy(f"local-dir:{tmp_path / 'huge'}", tmp_path / "data", tmp_path / "r.json")
         with pytest.raises(ValueError, match=r"the model gives NaN for .*a\.png"):
             main(["predict", "--model", f"local-dir:{tmp_path / 'huge'}", str(tmp_path / "data")])
+
+    def test_a_model_of_sounds_sees_no_images(self, tmp_path: Path) -> None:
+        model = timm.create_model("test_convnext_dcls", num_classes=3, in_chans=1).eval()
+        model.pretrained_cfg["input_size"] = (1, 32, 51)
+        model.front_end = LogMel(8000, 256, 80, 32, 50.0, 3900.0, -18.0, 30.0, 0.5)
+        export(model, tmp_path / "model")
+        write(tmp_path, *(f"data/{c}/a.png" for c in "abc"))
+        with pytest.raises(ValueError, match="is a model of sounds: see python -m eval audio"):
+            accuracy(f"local-dir:{tmp_path / 'model'}", tmp_path / "data", tmp_path / "r.json")
 
     @pytest.mark.parametrize("config", ["[]", "{", '{"architecture": "test_convnext_dcls"}', "{}"])
     @pytest.mark.parametrize("command", ["accuracy", "throughput", "predict", "kernels"])
@@ -339,16 +421,70 @@ def test_a_folder_is_predicted_as_its_images_are(
 
 
 @pytest.mark.parametrize(
-    ("option", "given"), [("--model", "convnext_dcls_tiny"), ("--baseline", "test_resnet.r160_in1k")]
+    ("command", "option", "given"),
+    [
+        ("kernels", "--model", "convnext_dcls_tiny"),
+        ("kernels", "--baseline", "test_resnet.r160_in1k"),
+        ("kernels", "--model", "hf-hub:ada/zoo"),
+        ("predict", "--model", "hf-hub:ada/zoo"),
+    ],
 )
-def test_a_download_that_fails_says_what_to_give_instead(model: str, option: str, given: str) -> None:
+def test_a_download_that_fails_says_what_to_give_instead(
+    model: str, command: str, option: str, given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # before the Hub's client tries again
     names = {"--model": model, option: given}
-    command = ["kernels", *(word for pair in names.items() for word in pair)]
+    words = [command, *(word for pair in names.items() for word in pair)]
     with pytest.raises(
         ValueError, match=rf"^{option} {given}: its weights .*: {option} local-dir:FOLDER"
     ) as error:
-        main(command)
+        main([*words, *(["x.png"] if command == "predict" else [])])
     assert "pretrained_cfg_overlay" not in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--img-size", "nan"], "--img-size: must be a whole number from 1 to 4096, got 'nan'"),
+        (["--img-size", "100000"], "--img-size: must be a whole number from 1 to 4096, got '100000'"),
+        (["--batch-size", "1e3"], "--batch-size: must be a whole number of at least 1, got '1e3'"),
+        (["--workers", "-1"], "--workers: must be a whole number from 0 to 1024, got '-1'"),
+        (["--crop-pct", "1e-9"], "--crop-pct: must be a number from 0.05 to 1, got '1e-9'"),
+        (["--crop-pct", "nan"], "--crop-pct: must be a number from 0.05 to 1, got 'nan'"),
+        (["--amp", "x"], "--amp: invalid choice: 'x'"),
+        (["--output", "x.txt"], "--output: must end in .json, got 'x.txt'"),
+    ],
+)
+def test_an_option_out_of_range_is_one_line(
+    flags: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["accuracy", *flags])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: argument {words}") and line.endswith("--help explains every option")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (
+            ["--device", "gpu"],
+            "--device gpu: torch has no such device here; expected cpu, cuda or cuda:NUMBER",
+        ),
+        (["--device", "meta"], "--device meta: torch has no such device here"),
+        (["--device", ""], "--device : torch has no such device here"),
+        (["--img-size", "1"], "ConvNeXtDcls takes no images of 1 pixels: see --img-size"),
+        (["--split", "tset"], "--split tset: there is no folder .*tset with folders of classes"),
+    ],
+)
+def test_what_this_machine_or_model_does_not_take(
+    model: str, tmp_path: Path, flags: list[str], words: str
+) -> None:
+    write(tmp_path / "data", *(f"{c}/a.png" for c in "abc"))
+    options = ["--model", model, "--data", str(tmp_path / "data"), "--output", str(tmp_path / "r.json")]
+    with pytest.raises((ValueError, OSError), match=words):
+        main(["accuracy", "--workers", "0", *options, *flags])
+    assert [p.name for p in tmp_path.iterdir()] == ["data"]
 
 
 def test_the_home_folder(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

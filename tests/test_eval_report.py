@@ -128,6 +128,30 @@ def test_what_is_no_result_is_refused(tmp_path, content):
     assert not (tmp_path / "out.md").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rows": "x"}, "rows is not what a command wrote"),
+        ({"rows": [None]}, "rows is not what a command wrote"),
+        ({"rows": [{"model": "x", "stages": [3]}]}, "stages is not what a command wrote"),
+        ({"pictures": [3]}, "pictures is not what a command wrote"),
+        ({"task": "layers", "rows": []}, r"is no whole result of layers \(KeyError"),
+        ({"versions": ["torch"]}, "is not a results file, it lacks versions"),
+    ],
+)
+def test_a_result_that_was_changed_is_named(tmp_path, changes, words):
+    (tmp_path / "r.json").write_text(json.dumps({**SHARED, "task": "accuracy", "model": "m", **changes}))
+    with pytest.raises(ValueError, match=rf"r\.json:? {words}"):
+        report(tmp_path, "page.md")
+    assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
+
+
+@pytest.mark.parametrize("top1", ["<b>", [1, "a"], {"a": 1}, float("nan"), 10**400, None])
+def test_what_is_no_number_has_no_bar(tmp_path, top1):
+    (tmp_path / "r.json").write_text(json.dumps({**SHARED, "task": "accuracy", "model": "m", "top1": top1}))
+    assert "All models" not in report(tmp_path, "page.md") and not (tmp_path / "page_models.png").exists()
+
+
 def test_another_kind_of_page_is_refused(folder, capsys):
     with pytest.raises(SystemExit):
         report(folder, "out.pdf")

@@ -376,3 +376,13 @@ class TestCommand:
         with pytest.raises(ValueError, match=r"^/\S+1\.jpg cannot be read") as error:
             main(["gradcam", "--model", models["test_resnet_dcls"], "--data", str(data), "--workers", "1"])
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("odd", [np.ones((9, 9)) + 1j, np.full((9, 9), "1"), np.full((9, 9), 1e300)])
+def test_a_map_that_is_no_map(tmp_path: Path, odd: np.ndarray) -> None:
+    for name in ("images", "maps"):
+        (tmp_path / name).mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "images" / "a.png")
+    np.save(tmp_path / "maps" / "a.npy", odd)
+    with pytest.raises(ValueError, match=r"a\.npy (cannot be read as a map: it holds|must have one channel)"):
+        _ = open_human_maps(tmp_path)[0]

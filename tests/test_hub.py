@@ -373,7 +373,7 @@ def test_an_interruption_leaves_the_old_state(server: HubServer, client: Client,
     time.sleep(1)
     hold.set()
     said = process.communicate(timeout=60)[1]
-    assert process.returncode == 1 and "Traceback" not in said
+    assert process.returncode == 130 and "Traceback" not in said
     assert said.splitlines()[-1] == "error: interrupted; run the same command again"
     assert server.files("ada/interrupted") == {} and not server.repos["ada/interrupted"].pulls
     client.run("publish", small, "ada/interrupted", "--push")
@@ -426,8 +426,9 @@ def test_a_repository_with_other_content(server: HubServer, client: Client, smal
     assert server.files("ada/other")["weights.bin"] == b"theirs"
     server.put("ada/another", **{"config.json": b'{"architecture": "resnet18"}'})
     assert "config.json of a resnet18" in client.fails("publish", small, "ada/another", "--push")
-    server.put("ada/another", **{"config.json": b"[]"})
-    assert "config.json of a None" in client.fails("publish", small, "ada/another", "--push")
+    for config in (b"[]", b"\xff"):
+        server.put("ada/another", **{"config.json": config})
+        assert "config.json of a None" in client.fails("publish", small, "ada/another", "--push")
 
 
 def test_a_new_version_replaces_the_old_one_as_a_whole(
@@ -517,7 +518,7 @@ def test_pinned_and_offline(server: HubServer, client: Client, tmp_path: Path) -
     again = timm.create_model(f"local-dir:{tmp_path / 'again'}", pretrained=True).eval()
     assert torch.equal(again(images), models[0](images))
     error = client.fails("download", "ada/pinned", "--revision", "v1", "--offline")
-    assert "download" in error and "\n" not in error
+    assert error == "ada/pinned at v1 is not in the cache: leave out --offline"
 
 
 def test_what_was_changed_on_the_way_or_in_the_cache_is_refused(

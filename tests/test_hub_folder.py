@@ -31,6 +31,7 @@ from dcls_models.files import sha256_of
 from dcls_models.layers import DclsNd
 from dcls_models.provenance import state_dict_sha256
 from hub import INSTALL, HubError
+from hub.cli import _say_how_to_load
 from hub.cli import main as hub_main
 from hub.convert import convert, key_values
 from hub.export import export
@@ -433,6 +434,121 @@ def test_results_of_other_weights_make_no_card(folder: Path, tmp_path: Path) -> 
     assert str(measured["top1"]) in (folder / "README.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"top1": float("nan")}, "top1 is nan, which was never measured"),
+        ({"top1": 120}, "top1 is 120, which was never"),
+        ({"top5": "99"}, "top5 is 99, which was never"),
+        ({"top1": None, "top5": 100.0, "classes": 3}, "has no accuracy"),
+        ({"n": 0}, "n is 0, which was never"),
+        ({"task": "robustness"}, "has no accuracy"),
+        ({"command": ["rm"]}, "it lacks command"),
+        ({"versions": []}, "it lacks versions"),
+    ],
+)
+def test_a_card_quotes_measured_numbers_only(
+    folder: Path, tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    found = tmp_path / "measured.json"
+    found.write_text(json.dumps({**json.loads(RESULTS.read_text()), **changes}))
+    with pytest.raises(HubError, match=rf"measured\.json.* {words}"):
+        hub_main(card(folder, results=found))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"license": "MIT License"}, "a licence is named as on the Hub, .*; got 'MIT License'"),
+        ({"license": ""}, "a licence is named as on the Hub"),
+        ({"license_link": ") [x](y"}, "--license-link is an address or a file"),
+        ({"license_link": "javascript:x"}, "--license-link is an address or a file"),
+        ({"dataset_id": "x: y\n"}, "Repo id must use"),
+        ({"picture": RESULTS}, "is not a PNG picture"),
+        ({"picture": "nowhere.png"}, "is not a PNG picture"),
+    ],
+)
+def test_what_a_card_cannot_say(folder: Path, changes: dict[str, Any], words: str) -> None:
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(HubError, match=words):
+        hub_main(card(folder, **changes))
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", ["a\n---\nlicense: evil", "' \" : { [ #", "<b> | `x` $y$", "夏"])
+def test_a_data_set_of_any_name_leaves_the_card_whole(folder: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(folder, tmp_path / "out")
+    hub_main(card(tmp_path / "out", dataset=name))
+    data = ModelCard.load(tmp_path / "out" / "README.md").data
+    assert data.license == "cc-by-4.0" and data.eval_results[0].dataset_name == " ".join(name.split())
+
+
+def test_results_of_earlier_weights_are_not_published(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "out")
+    hub_main(card(tmp_path / "out"))
+    stale = {**json.loads(RESULTS.read_text()), "state_dict_sha256": 64 * "0"}
+    (tmp_path / "out" / "results2.json").write_text(json.dumps(stale))
+    with pytest.raises(HubError, match=r"results2\.json was measured with other weights"):
+        hub_main(["publish", str(tmp_path / "out"), "ada/zoo"])
+
+
+@pytest.mark.parametrize("tag", ["v 1", "v1..2", "v1.lock", "v1.", "HEAD", "-x", "refs/heads/x", "x" * 101])
+def test_a_tag_that_git_does_not_take(folder: Path, tmp_path: Path, tag: str) -> None:
+    shutil.copytree(folder, tmp_path / "out")
+    hub_main(card(tmp_path / "out"))
+    with pytest.raises(HubError, match=r"a tag is made of .*; got '"):
+        hub_main(["publish", str(tmp_path / "out"), "ada/zoo", f"--tag={tag}"])
+
+
+def test_a_card_that_is_no_yaml_is_not_published(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "out")
+    (tmp_path / "out" / "README.md").write_text("---\nlicense: [\n---\n")
+    with pytest.raises(HubError, match=r"README\.md cannot be read as a model card: while parsing"):
+        hub_main(["publish", str(tmp_path / "out"), "ada/zoo"])
+
+
+# What is written
+
+
+@pytest.mark.parametrize("name", ['it\'s "mine"', "a b", "new\nline", "back\\slash", "$HOME", "夏"])
+def test_what_is_printed_can_be_pasted(
+    folder: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(folder, tmp_path / name)
+    _say_how_to_load(tmp_path / name)
+    (line,) = capsys.readouterr().out.splitlines()
+    found: dict[str, Any] = {}
+    exec(line.strip().replace("; timm.create_model", "; model = timm.create_model"), found)
+    assert isinstance(found["model"], nn.Module)
+
+
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    model = make()
+    (tmp_path / "out" / "model.safetensors").mkdir(parents=True)
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "file").write_text("in the way")
+    for out, words in {
+        "out": r"model\.safetensors is a folder, where a file is to be written",
+        "dangling": "dangling is a file; give a folder",
+        "file/below": r"file/below cannot be written .*: make room there, or give another folder",
+    }.items():
+        with pytest.raises(HubError, match=words):
+            export(model, tmp_path / out)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [
+        "dangling",
+        "file",
+        "model.safetensors",
+        "out",
+    ]
+
+
+def test_a_full_disk_leaves_no_half_of_a_card(tmp_path: Path) -> None:
+    script = f"ulimit -f 1; {sys.executable} -m hub cards {tmp_path / 'cards'}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1 and done.stderr.startswith(f"error: {tmp_path / 'cards'} cannot be written")
+    assert list(tmp_path.iterdir()) == [] and len(done.stderr.splitlines()) == 1
+
+
 # What is refused before it is loaded
 
 
@@ -440,7 +556,7 @@ def config_with(**changes: Any) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text())
         for key, value in changes.items():
-            part = config if key in config or key == "model_args" else config[key.partition("__")[0]]
+            part = config[key.partition("__")[0]] if "__" in key else config
             part[key.rpartition("__")[2]] = value
         (folder / "config.json").write_text(json.dumps(config))
 
@@ -505,7 +621,30 @@ REFUSED: dict[str, Callable[[Path], object]] = {
     ),
     "does not fit config.json in": config_with(model_args__dims=[24, 32, 48, 65]),
     "was changed after model.safetensors was written": config_with(pretrained_cfg__crop_pct=0.5),
+    "would tell timm how to load, not what: features_only": config_with(model_args__features_only=True),
+    "mean must be numbers, got x": config_with(pretrained_cfg__mean="x"),
+    "std must be numbers above 0, got .0.5, -1": config_with(pretrained_cfg__std=[0.5, -1, 1]),
+    "crop_pct must be a number above 0, got nan": config_with(pretrained_cfg__crop_pct=float("nan")),
+    "interpolation must be one of .*, got .'bicubic'": config_with(pretrained_cfg__interpolation=["bicubic"]),
+    "test_input_size must be three whole numbers": config_with(pretrained_cfg__test_input_size=-1),
+    "has 2 label_names for 6 classes": config_with(pretrained_cfg__label_names=["a", "b"]),
+    "front_end makes no spectrograms .sample_rate, ": config_with(
+        model_args={}, front_end={"sample_rate": -1}
+    ),
 }
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.bool])
+def test_weights_in_whole_numbers_are_not_sound(kind: torch.dtype, tmp_path: Path) -> None:
+    export(make(), tmp_path)
+    stored = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    stored["head.fc.weight"] = stored["head.fc.weight"].to(kind)
+    safetensors.torch.save_file(stored, tmp_path / "model.safetensors", {"format": "pt"})
+    config = json.loads((tmp_path / "config.json").read_text())
+    config.pop("weights_sha256")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(HubError, match=r"has head\.fc\.weight as .*, which holds no weights"):
+        hub_main(["verify", str(tmp_path)])
 
 
 @pytest.mark.parametrize("message", REFUSED)

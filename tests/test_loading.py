@@ -58,8 +58,8 @@ def test_a_name_means_a_config(tmp_path):
     assert config_of("convnext_dcls_tiny")["input_size"] == (3, 224, 224)
     assert config_of("resnet18.a1_in1k")["hf_hub_id"] == "timm/resnet18.a1_in1k"
     content = {"architecture": NAME, "num_classes": 7, "pretrained_cfg": {"input_size": [3, 32, 32]}}
-    cfg = config_of(write_config(tmp_path, json.dumps({**content, "label_names": ["a"]})))
-    assert (cfg["num_classes"], cfg["input_size"], cfg["label_names"]) == (7, [3, 32, 32], ["a"])
+    cfg = config_of(write_config(tmp_path, json.dumps({**content, "label_names": list("abcdefg")})))
+    assert (cfg["num_classes"], cfg["input_size"], cfg["label_names"]) == (7, [3, 32, 32], list("abcdefg"))
 
 
 @pytest.mark.parametrize(
@@ -69,6 +69,7 @@ def test_a_name_means_a_config(tmp_path):
         ("convnext_dcls_tiny.foo", "convnext_dcls_tiny has no weights 'foo'; published are: .*dcls_in1k"),
         ("http://x", "expected a timm name, local-dir:FOLDER or hf-hub:USER/NAME"),
         (__file__, "is a file, not a name"),
+        (str(Path(__file__).parent), "is a folder, not a name: give local-dir:"),
         ("local-dir:/nowhere", "/nowhere has no config.json: python -m hub export"),
         ("hf-hub:not a name", r"cannot get the config of hf-hub:not a name \(HFVal"),
     ],
@@ -90,6 +91,14 @@ def test_what_is_no_name_is_said_in_one_line(name, words):
         ('{"pretrained_cfg": {}}', "expected a dictionary with architecture"),
         ('{"architecture": "resnet18", "pretrained_cfg": {}, "model_args": 3}', "expected a dictionary"),
         ('{"architecture": "resnet_18", "pretrained_cfg": {}}', "architecture 'resnet_18', which timm"),
+        (
+            '{"architecture": "resnet18", "pretrained_cfg": {"std": [0]}}',
+            "std must be numbers above 0, got .0",
+        ),
+        (
+            '{"architecture": "resnet18", "pretrained_cfg": {}, "model_args": {"features_only": true}}',
+            "would tell timm how to load, not what: features_only",
+        ),
     ],
 )
 def test_a_config_that_is_none_is_said_in_one_line(tmp_path, text, words):
@@ -187,6 +196,32 @@ def test_numbers_of_every_type_are_looked_at():
     for dtype in (torch.float8_e4m3fn, torch.float16, torch.bfloat16, torch.float64):
         with pytest.raises(CheckpointError, match="these: x has NaN"):
             check_values({**good, "x": torch.tensor([1.0, float("nan")]).to(dtype)}, "these")
+    with pytest.raises(CheckpointError, match="these: x has NaN or infinite"):
+        check_values({**good, "x": torch.tensor([1e300], dtype=torch.float64)}, "these")  # as float32
+    for odd in (torch.eye(2).to_sparse(), torch.ones(2, device="meta")):
+        with pytest.raises(CheckpointError, match="these: x is sparse, quantized, nested or empty of values"):
+            check_values({**good, "x": odd}, "these")
     for nothing in ({}, {"a": 1}):
         with pytest.raises(dcls_models.CheckpointError, match="these holds no weights"):
             check_values(nothing, "these")
+
+
+def test_what_timm_cannot_build_is_one_line(tmp_path):
+    config = {
+        "architecture": NAME,
+        "pretrained_cfg": {"input_size": [3, 32, 32]},
+        "model_args": {"dims": True},
+    }
+    with pytest.raises(ValueError, match=r"timm cannot build local-dir:.* \(TypeError: "):
+        load_model(write_config(tmp_path, json.dumps(config)))
+    with pytest.raises(ValueError, match="convnext_dcls_atto has no published weights: give a checkpoint"):
+        load_model("convnext_dcls_atto")
+
+
+def test_a_checkpoint_with_other_weights_than_its_options_say(trained, tmp_path):
+    kept = torch.load(trained, weights_only=False)
+    kept["state_dict"].popitem()
+    torch.save(kept, tmp_path / "other.ckpt")
+    with pytest.raises(CheckpointError, match=r"other\.ckpt has other weights than .*: Missing key") as error:
+        load_model(checkpoint=tmp_path / "other.ckpt")
+    assert "\n" not in str(error.value)

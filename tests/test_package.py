@@ -35,10 +35,14 @@ MAY_IMPORT = {
     "dcls_models.deploy": {"dcls_models.layers"},
     "dcls_models.onnx": {"dcls_models.layers", "dcls_models.deploy", "dcls_models.files"},
     "dcls_models.files": set(),
+    "dcls_models.options": set(),
+    "dcls_models.pictures": {"dcls_models.files"},
     "dcls_models.spiking": {"dcls_models.spiking", "dcls_models.layers", "dcls_models.files"},
     "dcls_models.folders": {"dcls_models.files"},
+    "dcls_models.config": {"dcls_models.files"},
     "dcls_models.loading": {
         "dcls_models.checkpoint",
+        "dcls_models.config",
         "dcls_models.files",
         "dcls_models.spectrogram",
         "dcls_models._timm",
@@ -75,6 +79,7 @@ BROUGHT = {"filelock", "numpy", "PIL", "safetensors"}  # by torch, timm and its 
 OPTIONAL = {"dcls_models.layers.depthwise.triton_kernels": {"triton"}}  # imported only where it is installed
 WHEN_CALLED = {
     "dcls_models.onnx": {"onnx"},  # imported in functions only, with an error that says what to install
+    "dcls_models.pictures": {"matplotlib"},
     "dcls_models.sounds.reading": {"soundfile", "scipy"},
     "dcls_models.sounds.audioset": {"h5py"},
     "dcls_models.sounds.hub": {"datasets"},

@@ -91,7 +91,7 @@ BAD: list[tuple[Callable[[Path], object], str]] = [
     (lambda path: path.write_bytes(b""), r"it is empty \(0 bytes\)"),
     (lambda path: path.write_text("no sound at all, " * 100), "it is no sound that libsndfile reads"),
     (lambda path: written(path, np.zeros(0)), "it has no samples"),
-    (with_nan, "it has samples that are NaN or infinite"),
+    (with_nan, "it has samples that are NaN, infinite or far above full scale"),
     (truncated_flac, "it (is damaged|is no sound|has no samples)"),
     (lambda path: written(path, CHORD, rate=8), "its sample rate is 8 Hz, expected 1000 to 768000"),
 ]

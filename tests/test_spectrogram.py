@@ -92,6 +92,8 @@ class TestEverywhere:
     [
         ({"hop": 0}, "must be positive.*hop=0"),
         ({"std": 0.0}, "must be positive.*std=0.0"),
+        ({"mean": float("nan")}, "mean finite.*mean=nan"),
+        ({"seconds": float("nan")}, "must be positive.*seconds=nan"),
         ({"sample_rate": 16000}, "half of the sample rate: got low=50.0, high=14000.0 Hz at 16000 Hz"),
         ({"low": 15000.0}, "half of the sample rate"),
     ],

@@ -148,8 +148,8 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("arguments", "said"),
         [
-            (["--seeds", "0"], "at least 1, got 0"),
-            (["--workers", "-1"], "at least 1, got -1"),
+            (["--seeds", "0"], "at least 1, got '0'"),
+            (["--workers", "-1"], "at least 1, got '-1'"),
             (["sizes"], "no experiment 'sizes': choose from rates, variants, curve, warm, peers"),
         ],
     )

@@ -1,6 +1,5 @@
 """The model that is trained: created by timm, warm-started or frozen as asked."""
 
-import copy
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +12,6 @@ from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 import dcls_models
-from dcls_models.files import one_line
 from dcls_models.loading import config_of, load_model, why_no_download
 from dcls_models.strided import slice_strided
 
@@ -102,22 +100,6 @@ def downloading(name: str, option: str = "model.pretrained") -> Iterator[None]:
             f"{option}: the weights of {name} cannot be downloaded ({reason}); try again later, or give "
             f"{instead}"
         ) from error
-
-
-def check_takes(model: nn.Module, example: torch.Tensor, otherwise: str) -> None:
-    """Makes sure that a model takes such an input; where shapes alone pass, nothing is computed.
-
-    Raises:
-        ValueError: With the message ``otherwise`` and the reason.
-    """
-    with torch.no_grad():
-        try:
-            copy.deepcopy(model).eval().to("meta")(example.to("meta"))
-        except (NotImplementedError, AssertionError, RuntimeError):  # also of what needs values
-            try:
-                copy.deepcopy(model).eval()(example)
-            except (AssertionError, RuntimeError) as error:
-                raise ValueError(f"{otherwise} ({one_line(error)})") from error
 
 
 def starts_pretrained(name: str, pretrained: bool, model_kwargs: dict[str, Any]) -> bool:

@@ -12,9 +12,10 @@ from torch.nn import functional as F
 from dcls_models import CheckpointError
 from dcls_models.files import some
 from dcls_models.layers.linear import use_fast_linear
+from dcls_models.loading import check_takes
 from dcls_models.optim import holders, repulsion
 from train.metrics import IGNORED, classification_metrics
-from train.models import build_checked, build_model, check_takes, freeze_all_but_head, to_memory_layout
+from train.models import build_checked, build_model, freeze_all_but_head, to_memory_layout
 from train.ranges import (
     Count,
     CountOrNone,

@@ -15,7 +15,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 
 from dcls_models.layers.positions import stage_title
 from dcls_models.optim import holders
-from train.pictures import write_animation, write_picture
+from dcls_models.pictures import write_animation, write_picture
 from train.ranges import Count, CountOrNone, check_ranges
 
 KEPT = 64  # kernels of a stage whose ways are kept for the animation

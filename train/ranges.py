@@ -1,6 +1,5 @@
 """Which numbers an option takes: written beside its type, checked when it is used, shown in ``--help``."""
 
-import argparse
 import math
 from collections.abc import Iterator
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
@@ -98,10 +97,3 @@ def _ranges(hint: Any) -> Iterator[Range]:
     for argument in get_args(hint):
         if not isinstance(argument, Range):
             yield from _ranges(argument)
-
-
-def count(text: str) -> int:
-    """A whole number of at least 1, for argparse."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text}")
-    return int(text)

@@ -18,7 +18,7 @@ from timm.utils.summary import trim_summary, update_summary
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from dcls_models.files import one_line, printable, replaced
-from train.pictures import write_picture
+from dcls_models.pictures import write_picture
 from train.readers import IGNORED
 from train.summary import last_scores, nothing_done, of_this_epoch
 

@@ -29,8 +29,7 @@ class PackedSounds:
         names: The classes; their numbers by default.
 
     Raises:
-        OSError: If it cannot be read.
-        ValueError: If it is another kind of file, or has another number of classes.
+        ValueError: If it cannot be read, is another kind of file, or has another number of classes.
     """
 
     one_label = False
@@ -43,7 +42,7 @@ class PackedSounds:
             self.samples = self._file["waveform"].shape[1]
             count, classes = self._file["target"].shape
             self.ids = [name.decode() for name in self._file["audio_name"][:]]
-        except (KeyError, IndexError, ValueError, AttributeError) as error:
+        except (OSError, KeyError, IndexError, ValueError, AttributeError) as error:
             raise ValueError(
                 f"{path} is not packed as PANNs does: expected audio_name (N,), waveform (N, samples) and "
                 f"target (N, classes) ({one_line(error)})"
@@ -104,7 +103,7 @@ def open_listed(path: Path, root: Path | None = None, names: Path | None = None)
     if path.suffix.lower() in PACKED:
         return PackedSounds(path, list(read_ontology(names).values()) if names.is_file() else None)
     if root is None:
-        raise ValueError(f"say in which folder the sounds of {path} are (data.root, or eval's --data)")
+        raise ValueError(f"say in which folder the sounds of {path} are (data.root, or eval's --sounds)")
     if not names.is_file():
         raise FileNotFoundError(
             f"there is no {names}, which names the classes of {path}: give data.labels (--labels)"
@@ -119,12 +118,12 @@ def read_ontology(path: Path) -> dict[str, str]:
         OSError: If it cannot be read.
         ValueError: If it is another table.
     """
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
     try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
         rows.sort(key=lambda row: int(row["index"]))
         return {row["mid"]: row["display_name"] for row in rows}
-    except (KeyError, ValueError, TypeError) as error:
+    except (csv.Error, KeyError, ValueError, TypeError) as error:
         raise ValueError(f"{path} is no table with the columns index,mid,display_name") from error
 
 
@@ -168,10 +167,14 @@ def _files_by_id(root: Path) -> dict[str, str]:
 
 def _rows_of(path: Path) -> dict[str, list[str]]:
     """The ids of the classes of each row, by the id of its sound."""
-    with path.open(newline="", encoding="utf-8") as file:
-        lines = (line for line in file if line.strip() and not line.startswith("#"))
-        rows = list(csv.reader(lines, skipinitialspace=True))
+    expected = f"{path} is no CSV of AudioSet: expected rows YTID, start, end, ids"
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            lines = (line for line in file if line.strip() and not line.startswith("#"))
+            rows = list(csv.reader(lines, skipinitialspace=True))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{expected} ({one_line(error)})") from error
     wrong = next((row for row in rows if len(row) < 4), None)
     if wrong or not rows:
-        raise ValueError(f"{path} is no CSV of AudioSet: expected rows YTID, start, end, ids, got {wrong}")
+        raise ValueError(f"{expected}, got {str(wrong or 'none')[:100]}")
     return {row[0]: [mid.strip() for mid in row[3].split(",") if mid.strip()] for row in rows}

@@ -10,6 +10,7 @@ import torch
 # What soundfile (libsndfile) reads: the extensions that a folder of sounds may hold.
 EXTENSIONS = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64")
 RATES = (1000, 768_000)  # samples per second that are taken for a sample rate
+LOUDEST = 1e12  # full scale is 1; the power of what is louder is no float32
 
 
 def soundfile() -> Any:
@@ -53,7 +54,7 @@ def read_sound(
         The waveform ``(samples,)``, float32, full scale being 1.
 
     Raises:
-        ValueError: If it is no sound, is empty, or has samples that are not finite.
+        ValueError: If it is no sound, is empty, or has samples that are no sound (NaN, infinite, above 1e12).
         OSError: If the file cannot be read.
     """
     with _opened(file) as sound:
@@ -70,8 +71,8 @@ def read_sound(
     if not len(samples):
         raise ValueError("it has no samples" if not start else f"it has no samples after {start:g} s")
     waveform = torch.from_numpy(samples)
-    if not waveform.isfinite().all():
-        raise ValueError("it has samples that are NaN or infinite")
+    if not waveform.abs().max() <= LOUDEST:  # so written, NaN is refused too
+        raise ValueError("it has samples that are NaN, infinite or far above full scale, which is 1")
     waveform = resampled(waveform, rate, sample_rate)
     return waveform if seconds is None else waveform[: round(seconds * sample_rate)]
 

@@ -80,7 +80,8 @@ class Arrays:
 
     def read(self, index: int) -> torch.Tensor:
         """A recording."""
-        spikes = self.spikes[index]
+        with np.errstate(over="ignore"):  # it becomes infinite, and is refused
+            spikes = self.spikes[index].astype(np.float32)
         if not np.isfinite(spikes).all() or (spikes < 0).any():
             channel, frame = np.argwhere(~np.isfinite(spikes) | (spikes < 0))[0]
             raise ValueError(
@@ -88,7 +89,7 @@ class Arrays:
             )
         if not spikes.any():
             raise ValueError("it has no spikes")
-        return torch.from_numpy(spikes.astype(np.float32))
+        return torch.from_numpy(spikes)
 
     def name(self, index: int) -> str:
         """Where it is."""
@@ -158,7 +159,9 @@ class Recordings(Dataset[tuple[torch.Tensor, int] | None]):
         for at, label in enumerate(source.labels.tolist()):
             if not (isinstance(label, int) and 0 <= label < count):
                 limit = f" to {count - 1}" if source.class_names else ""
-                raise ValueError(f"{source.name(at)} has label {label}, expected whole numbers from 0{limit}")
+                raise ValueError(
+                    f"{source.name(at)} has label {label!r}, expected whole numbers from 0{limit}"
+                )
         self.tried, self.unreadable = torch.zeros(2, len(self.indices), dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:

@@ -13,19 +13,18 @@ from dcls_models.loading import read_run
 from dcls_models.sounds import FolderSounds, HubSounds, SoundSet, open_folder, open_listed, read_ontology
 
 FILES = (".csv", ".h5", ".hdf5")
+SPLIT = "val"  # by default, and a folder of classes may be without it
 
 
 def class_names(model: nn.Module, labels: Path | None) -> list[str] | None:
-    """The names of a model's classes: those it knows, or those of AudioSet's ontology.
+    """The names of a model's classes: those of AudioSet's ontology, where it is given, or those it knows.
 
     Raises:
         ValueError: If the ontology has another number of classes.
     """
     cfg: Any = model.pretrained_cfg
-    if cfg.get("label_names"):
-        return list(cfg["label_names"])
     if labels is None:
-        return None
+        return list(cfg["label_names"]) if cfg.get("label_names") else None
     names = list(read_ontology(labels).values())
     if len(names) != model.num_classes:
         raise ValueError(f"{labels} names {len(names)} classes, the model has {model.num_classes}")
@@ -90,6 +89,8 @@ def _open_folder(root: Path, split: str, names: list[str] | None) -> FolderSound
     if not root.is_dir():
         raise FileNotFoundError(f"--data is neither a folder nor a .csv or .h5 file: {root}")
     below = root / split
+    if not holds_folders(below) and split != SPLIT:
+        raise FileNotFoundError(f"--split {split}: there is no folder {below} with folders of classes")
     return open_folder(below if holds_folders(below) else root, names)
 
 

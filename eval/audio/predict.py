@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from dcls_models.files import one_line, printable
-from dcls_models.folders import files_below
+from dcls_models.pictures import write_picture
 from dcls_models.sounds import EXTENSIONS, fitted, read_sound
 from eval.audio.data import class_names
 from eval.audio.tagging import model_of_sounds
-from eval.results import write_picture
+from eval.preprocessing import files_of, refuse_unreadable
 
 TOP = 5
 COLUMNS = 4
@@ -38,7 +38,7 @@ def predict(
         ``(mels, frames)``.
 
     Raises:
-        ValueError: If it cannot be read.
+        ValueError: If it cannot be read, or the model gives NaN.
     """
     front_end: Any = model.front_end
     rate, seconds = (front_end.settings[k] for k in ("sample_rate", "seconds"))
@@ -47,7 +47,10 @@ def predict(
     except (OSError, ValueError) as error:
         raise ValueError(f"{file} cannot be read as a sound: {one_line(error)}") from error
     spectrogram = front_end(waveform[None])
-    best = model(spectrogram)[0].sigmoid().topk(min(top, model.num_classes))
+    scores = model(spectrogram)[0].sigmoid()
+    if scores.isnan().any():
+        raise ValueError(f"the model gives NaN for {file}")
+    best = scores.topk(min(top, model.num_classes))
     pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
     return [(names[i] if names else str(i), probability) for i, probability in pairs], spectrogram[0, 0]
 
@@ -69,17 +72,18 @@ def draw(shown: list[tuple[Path, Answers, torch.Tensor]], seconds: float) -> Fig
     return figure
 
 
-def run(arguments: argparse.Namespace, files: list[str]) -> None:
+def run(arguments: argparse.Namespace) -> None:
     """Says what is heard in sounds.
 
     Raises:
         ValueError: If one cannot be read.
     """
+    files = files_of(arguments.images, EXTENSIONS, "sounds")
     model = model_of_sounds(arguments)
-    names = class_names(model, getattr(arguments, "labels", None))
+    names = class_names(model, arguments.labels)
     front_end: Any = model.front_end
     shown, unreadable = [], []
-    for file in sounds_of(files):
+    for file in files:
         try:
             answers, spectrogram = predict(model, file, names)
         except ValueError as error:
@@ -89,21 +93,5 @@ def run(arguments: argparse.Namespace, files: list[str]) -> None:
         best = ", ".join(f"{name} {probability:.1%}" for name, probability in answers)
         print(printable(f"{file}: {best}"))
     if arguments.picture and shown:
-        write_picture(arguments.picture, lambda: draw(shown, front_end.settings["seconds"]))
-    if unreadable:
-        raise ValueError("; ".join(unreadable))
-
-
-def sounds_of(given: list[str]) -> list[Path]:
-    """Sound files: those that are given, and all below a folder.
-
-    Raises:
-        FileNotFoundError: If a folder has no sound.
-    """
-    files: list[Path] = []
-    for path in map(Path, given):
-        below = [Path(file) for file in files_below(path, EXTENSIONS)] if path.is_dir() else [path]
-        if not below:
-            raise FileNotFoundError(f"no sounds in {path} ({' '.join(EXTENSIONS)})")
-        files += below
-    return files
+        write_picture(arguments.picture, draw, shown, front_end.settings["seconds"])
+    refuse_unreadable(unreadable, len(files))

@@ -1,7 +1,6 @@
 """Mean average precision, AUC and d' on sounds: ``python -m eval audio``."""
 
 import argparse
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from dcls_models.files import one_line, printable
 from dcls_models.provenance import state_dict_sha256
 from dcls_models.sounds import Clips
 from eval import processes
-from eval.audio.data import fingerprint, held_out, open_sounds
+from eval.audio.data import SPLIT, fingerprint, held_out, open_sounds
 from eval.audio.metrics import Tags, per_class, summary
 from eval.batches import in_batches
 from eval.options import batch_options, device_option, json_option, load, model_options
@@ -98,40 +97,36 @@ def run(arguments: argparse.Namespace) -> None:
     network.front_end = front_end.to(device)
     data = {"dataset": arguments.dataset or str(arguments.data), "split": arguments.split}
     data["held_out"] = arguments.held_out
-    folder = parts_of(arguments.output)
-    if folder and processes.rank_and_world()[0] == 0:
-        claim(folder, {**settings, **data, "sounds": fingerprint(sounds), "batch_size": arguments.batch_size})
-    tags = in_batches(
-        Tags,
-        len(clips),
-        lambda batches: tag(network, clips, batches, arguments.workers, device, arguments.amp),
-        folder,
-        arguments.batch_size,
-        name="audio",
-        unit="sound",
-    )
-    if tags is not None:
-        _finish(arguments, clips, tags, {**data, **settings})
-    if folder and tags is not None:
-        shutil.rmtree(folder)
+    said: list[str] = []
+    with parts_of(arguments.output) as folder:
+        if folder and processes.rank_and_world()[0] == 0:
+            listed = {"sounds": fingerprint(sounds), "batch_size": arguments.batch_size}
+            claim(folder, {**settings, **data, **listed})
+        tags = in_batches(
+            Tags,
+            len(clips),
+            lambda batches: tag(network, clips, batches, arguments.workers, device, arguments.amp),
+            folder,
+            arguments.batch_size,
+            name="audio",
+            unit="sound",
+        )
+        if tags is not None:
+            said = _finish(arguments, clips, tags, {**data, **settings})
+    for line in said:
+        print(printable(line))
 
 
-def _finish(arguments: argparse.Namespace, clips: Clips, tags: Tags, rest: dict[str, Any]) -> None:
+def _finish(arguments: argparse.Namespace, clips: Clips, tags: Tags, rest: dict[str, Any]) -> list[str]:
+    """Writes what is asked for; returns what is to be said."""
     bad = (~tags.readable).nonzero().flatten().tolist()
     unreadable = [f"{clips.filename(i)}: {_why(clips, i)}" for i in bad]
-    for line in unreadable:
-        print(printable(f"unreadable: {line}"))
     if len(bad) == len(clips):
         raise ValueError(f"none of the {len(clips)} sounds can be read, the first: {unreadable[0]}")
     read = Tags(**{name: column[tags.readable] for name, column in vars(tags).items()})
     rows = per_class(read.targets.numpy(), read.logits.numpy())
     numbers = summary(read, rows, clips.sounds.one_label)
     name = str(arguments.checkpoint or arguments.model)
-    print(f"{name}: {in_words(numbers)} of {numbers['n']} sounds")
-    if numbers["classes_without_sounds"]:
-        print(
-            f"{numbers['classes_without_sounds']} of {numbers['classes']} classes have no sound and count 0"
-        )
     write_result(arguments, {"model": name, **numbers, "unreadable": unreadable, **rest})
     if arguments.per_class:
         cells = ["" if value is None else value for row in rows for value in row.values()]
@@ -139,6 +134,12 @@ def _finish(arguments: argparse.Namespace, clips: Clips, tags: Tags, rest: dict[
         write_csv(arguments.per_class, ["class", "n", "ap", "auc"], lines)
     if arguments.predictions:
         write_predictions(arguments.predictions, clips, read)
+    said = [f"unreadable: {line}" for line in unreadable]
+    said.append(f"{name}: {in_words(numbers)} of {numbers['n']} sounds")
+    if numbers["classes_without_sounds"]:
+        silent, classes = numbers["classes_without_sounds"], numbers["classes"]
+        said.append(f"{silent} of {classes} classes have no sound and count 0")
+    return said
 
 
 def in_words(numbers: dict[str, Any]) -> str:
@@ -193,7 +194,7 @@ def add_commands(commands: Any) -> None:
     labels_help = "AudioSet's class_labels_indices.csv; by default that beside a .csv or .h5"
     command.add_argument("--labels", type=Path, help=labels_help)
     command.add_argument("--dataset", default="", help="hfds/NAME; else --data")
-    command.add_argument("--split", default="val", help="subfolder of --data, or split of hfds/")
+    command.add_argument("--split", default=SPLIT, help="subfolder of --data, or split of hfds/")
     command.add_argument("--audio-column", default="audio", help="column of the sounds of hfds/")
     command.add_argument("--label-column", default="label", help="column of their classes")
     held_out_help = "only what the training of --checkpoint held out"

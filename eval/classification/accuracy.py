@@ -1,10 +1,10 @@
 """Top-1, top-5, calibration and confusions on ImageNet or a folder, as timm's ``validate.py`` counts them."""
 
 import argparse
-import shutil
 from pathlib import Path
 from typing import Any
 
+from dcls_models.files import printable
 from eval import processes
 from eval.classification import metrics
 from eval.classification.classes import read_indices
@@ -13,6 +13,7 @@ from eval.classification.evaluate import Setup, evaluate, set_up
 from eval.classification.held_out import held_out, training_of
 from eval.classification.store import Predictions
 from eval.options import evaluation_options
+from eval.preprocessing import check_size
 from eval.results import write_result
 from eval.section import Section
 from eval.store import claim, parts_of
@@ -48,11 +49,11 @@ def summarise(samples: Samples, predictions: Predictions) -> tuple[dict[str, Any
     Raises:
         ValueError: If no image could be read.
     """
-    bad = (predictions.labels == UNREADABLE).nonzero().flatten().tolist()
+    bad = (~predictions.readable).nonzero().flatten().tolist()
     unreadable = [samples.why(i) for i in bad]
     if len(bad) == len(samples):
         raise ValueError(f"none of the {len(samples)} images can be read, the first: {unreadable[0]}")
-    readable = predictions.select(predictions.labels != UNREADABLE)
+    readable = predictions.select(predictions.readable)
     return {**metrics.summary(readable), "unreadable": unreadable}, readable
 
 
@@ -72,6 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.results_csv:
         metrics.read_table(arguments.results_csv)  # so that another table is refused before the work
     setup = set_up(arguments)
+    check_size(setup.model, setup.config["input_size"])
     outputs = read_indices(arguments.valid_labels) if arguments.valid_labels else None
     samples = _samples(arguments, setup, outputs)
     data = {
@@ -81,33 +83,43 @@ def run(arguments: argparse.Namespace) -> None:
         **_seen_in_training(arguments, samples),
     }
     real_labels = _real_labels(arguments.real_labels, samples) if arguments.real_labels else None
-    folder = parts_of(arguments.output)
-    if folder and processes.rank_and_world()[0] == 0:
-        images = {"images": samples.fingerprint(), "batch_size": arguments.batch_size}
-        claim(folder, {**setup.settings, **data, **images})
-    predictions = evaluate(
-        setup, samples, outputs, folder, arguments.batch_size, arguments.workers, name="accuracy"
-    )
-    if predictions is None:
-        return
+    said: list[str] = []
+    with parts_of(arguments.output) as folder:
+        if folder and processes.rank_and_world()[0] == 0:
+            images = {"images": samples.fingerprint(), "batch_size": arguments.batch_size}
+            claim(folder, {**setup.settings, **data, **images})
+        predictions = evaluate(
+            setup, samples, outputs, folder, arguments.batch_size, arguments.workers, name="accuracy"
+        )
+        if predictions is not None:
+            said = _finish(arguments, samples, predictions, {**data, **setup.settings}, real_labels)
+    for line in said:
+        print(printable(line))
+
+
+def _finish(
+    arguments: argparse.Namespace,
+    samples: Samples,
+    predictions: Predictions,
+    settings: dict[str, Any],
+    real_labels: list[list[int]] | None,
+) -> list[str]:
+    """Writes what is asked for; returns what is to be said."""
     name = str(arguments.checkpoint or arguments.model)
     numbers, readable = summarise(samples, predictions)
-    result = {"model": name, **numbers, **data, **setup.settings}
+    result = {"model": name, **numbers, **settings}
     if real_labels:
         result |= metrics.real_accuracy(readable, [real_labels[i] for i in readable.indices.tolist()])
     result["confused"] = metrics.confusions(readable, samples.names)
     write_result(arguments, result)
-    for line in result["unreadable"]:
-        print(f"unreadable: {line}")
-    print(f"{name}: {metrics.in_words(result)} of {result['n']} images")
     if arguments.predictions:
         write_predictions(arguments.predictions, samples, predictions)
     if arguments.per_class:
         metrics.write_per_class(arguments.per_class, readable, samples.names)
     if arguments.results_csv:
         metrics.add_to_table(arguments.results_csv, result)
-    if folder:
-        shutil.rmtree(folder)
+    said = [f"unreadable: {line}" for line in result["unreadable"]]
+    return [*said, f"{name}: {metrics.in_words(result)} of {result['n']} images"]
 
 
 def _samples(arguments: argparse.Namespace, setup: Setup, outputs: list[int] | None) -> Samples:

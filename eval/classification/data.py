@@ -13,8 +13,7 @@ from dcls_models.files import one_line, some
 from dcls_models.images import label_names, read_image
 from eval.classification.classes import match_classes
 from eval.classification.readers import open_reader
-
-UNREADABLE = -1  # label of an image that could not be read
+from eval.classification.store import UNREADABLE
 
 
 class Samples(Dataset[tuple[torch.Tensor, int]]):

@@ -80,6 +80,10 @@ def set_up(arguments: argparse.Namespace, **defaults: Any) -> Setup:
     asked = {**defaults, **{k: v for k in IN_TIMM if (v := getattr(arguments, k)) is not None}}
     device = processes.own_device(arguments.device)
     model = load(arguments.model, arguments.checkpoint)
+    if hasattr(model, "front_end"):
+        raise ValueError(
+            f"{arguments.checkpoint or arguments.model} is a model of sounds: see python -m eval audio"
+        )
     size = asked.get("img_size")
     if size and model.pretrained_cfg.get("fixed_input_size"):
         model = load(arguments.model, arguments.checkpoint, img_size=size)

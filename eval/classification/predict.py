@@ -1,8 +1,7 @@
 """What single images show, in a model's opinion."""
 
 import argparse
-from collections.abc import Iterable, Sequence
-from glob import glob
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from dcls_models.files import one_line
-from dcls_models.folders import files_below
+from dcls_models.files import one_line, printable
 from dcls_models.images import EXTENSIONS, label_names, read_image, transform_of
+from dcls_models.pictures import write_picture
 from eval.options import exif_option, load, model_options, picture_option
-from eval.results import write_picture
+from eval.preprocessing import files_of, refuse_unreadable
 
 Answers = list[tuple[str, float]]  # class names and probabilities, best first
 
@@ -72,25 +71,13 @@ def draw_predictions(images: Sequence[Path], answers: Sequence[Answers], exif: b
     return figure
 
 
-def files_of(given: Iterable[str]) -> list[Path]:
-    """Image files: those that are given, those that a pattern matches, all below a folder.
+def run(arguments: argparse.Namespace) -> None:
+    """Says what single images show.
 
     Raises:
-        FileNotFoundError: If a folder has no image.
+        ValueError: If one cannot be read.
     """
-    files: list[Path] = []
-    # not every shell expands patterns; a file may be called so
-    for path in (Path(p) for text in given for p in (sorted(glob(text)) or [text])):  # noqa: PTH207
-        below = [Path(file) for file in files_below(path, EXTENSIONS)] if path.is_dir() else [path]
-        if not below:
-            raise FileNotFoundError(f"no images in {path} ({' '.join(EXTENSIONS)})")
-        files += below
-    return files
-
-
-def run_predict(arguments: argparse.Namespace) -> None:
-    """Says what single images show."""
-    images = files_of(arguments.images)
+    images = files_of(arguments.images, EXTENSIONS, "images")
     model = load(arguments.model, arguments.checkpoint)
     answers: dict[Path, Answers] = {}
     unreadable = []
@@ -101,12 +88,12 @@ def run_predict(arguments: argparse.Namespace) -> None:
             unreadable.append(str(error))
         else:
             best = ", ".join(f"{name} {probability:.1%}" for name, probability in answers[image])
-            print(f"{image}: {best}")
+            print(printable(f"{image}: {best}"))
     if arguments.picture and answers:
-        drawn = list(answers), list(answers.values()), arguments.exif
-        write_picture(arguments.picture, lambda: draw_predictions(*drawn))
-    if unreadable:
-        raise ValueError("; ".join(unreadable))
+        write_picture(
+            arguments.picture, draw_predictions, list(answers), list(answers.values()), arguments.exif
+        )
+    refuse_unreadable(unreadable, len(images))
 
 
 def add_commands(commands: Any) -> None:
@@ -115,4 +102,4 @@ def add_commands(commands: Any) -> None:
         "predict", parents=[model_options(), picture_option(), exif_option()], help="what single images show"
     )
     command.add_argument("images", nargs="+", help="image files, patterns of them, or folders")
-    command.set_defaults(run=run_predict)
+    command.set_defaults(run=run)

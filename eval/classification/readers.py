@@ -14,9 +14,16 @@ SPLITS = (("val", "validation", "valid", "eval", "evaluation"), ("train", "train
 
 
 def folder_of(root: Path, split: str) -> Path:
-    """The folder of a split below ``root``; ``root`` itself, a folder of classes, where there is none."""
+    """The folder of a split below ``root``; for that of validation, where there is none, ``root`` itself.
+
+    Raises:
+        FileNotFoundError: If there is no such split.
+    """
     names = [split, *next((synonyms for synonyms in SPLITS if split in synonyms), ())]
-    return next((root / name for name in names if holds_folders(root / name)), root)
+    below = next((root / name for name in names if holds_folders(root / name)), None)
+    if below is None and split not in SPLITS[0]:
+        raise FileNotFoundError(f"--split {split}: there is no folder {root / split} with folders of classes")
+    return below or root
 
 
 def open_reader(root: str | None, dataset: str, split: str, class_map: str | None) -> Any:

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -25,6 +24,7 @@ from eval.classification.corruptions import (
 from eval.classification.data import open_samples
 from eval.classification.evaluate import Setup, evaluate, set_up
 from eval.options import evaluation_options
+from eval.preprocessing import check_size
 from eval.results import write_result
 from eval.section import Section
 from eval.store import claim, parts_of
@@ -151,21 +151,28 @@ def run(arguments: argparse.Namespace) -> None:
     published = arguments.benchmark in CORRUPTED and not arguments.generate
     setup = set_up(arguments, **({"crop_pct": 1.0} if published else {}))  # those images are cropped already
     check(arguments, setup)
-    folder = parts_of(arguments.output)
-    rows = []
-    for part in parts(arguments.benchmark, arguments.data, arguments.generate, arguments.corruptions):
-        rows.append(measure(arguments, setup, part, folder / part.name if folder else None))
-    if processes.rank_and_world()[0] > 0:
-        return
+    check_size(setup.model, setup.config["input_size"])
+    said = ""
+    with parts_of(arguments.output) as folder:
+        rows = [
+            measure(arguments, setup, part, folder / part.name if folder else None)
+            for part in parts(arguments.benchmark, arguments.data, arguments.generate, arguments.corruptions)
+        ]
+        if processes.rank_and_world()[0] == 0:
+            said = _finish(arguments, setup, rows)
+    if said:
+        print(said)
+
+
+def _finish(arguments: argparse.Namespace, setup: Setup, rows: list[dict[str, Any]]) -> str:
+    """Writes the result; returns what is to be said."""
     name = str(arguments.checkpoint or arguments.model)
     what = {"benchmark": f"imagenet-{arguments.benchmark}", "source": source(arguments)}
     numbers = over_corruptions(rows, setup.original.num_classes) if rows[0].get("corruption") else rows[0]
     result = {"model": name, **what, **numbers, "dataset": arguments.data, **setup.settings}
     write_result(arguments, result)
     mce = f", mCE {result['mce']} %" if "mce" in result else ""
-    print(f"{name} on {what['benchmark']} ({what['source']}): top-1 {result['top1']} %{mce}")
-    if folder:
-        shutil.rmtree(folder)
+    return f"{name} on {what['benchmark']} ({what['source']}): top-1 {result['top1']} %{mce}"
 
 
 def over_corruptions(rows: Sequence[dict[str, Any]], classes: int) -> dict[str, Any]:

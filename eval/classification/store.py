@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
+UNREADABLE = -1  # label of an image that could not be read
+
 
 @dataclass
 class Predictions:
@@ -22,6 +24,11 @@ class Predictions:
     labels: torch.Tensor
     logits: torch.Tensor
     ranked: torch.Tensor
+
+    @property
+    def readable(self) -> torch.Tensor:
+        """Which images could be read, ``(n,)``."""
+        return self.labels != UNREADABLE
 
     def select(self, which: torch.Tensor) -> "Predictions":
         """Some of the images, by mask or by order."""

@@ -49,8 +49,12 @@ class HumanMaps(Dataset[Sample]):
         raise NotImplementedError
 
 
-def open_human_maps(path: Path) -> HumanMaps:
+def open_human_maps(path: Path, exif: bool = False) -> HumanMaps:
     """A shard of ClickMe, a folder of shards, or a folder with ``images/`` and ``maps/``.
+
+    Args:
+        path: The file or folder.
+        exif: Whether the images of such a folder are turned as their EXIF data say.
 
     Raises:
         FileNotFoundError: If there is nothing.
@@ -61,7 +65,7 @@ def open_human_maps(path: Path) -> HumanMaps:
     if not path.is_dir():
         raise FileNotFoundError(f"there is no file or folder {path}")
     if (path / "images").is_dir() or (path / "maps").is_dir():
-        return Pairs(path)
+        return Pairs(path, exif)
     files = [p for p in path.iterdir() if p.is_file() and not is_leftover(p.name)]
     if not files:
         raise FileNotFoundError(
@@ -223,9 +227,11 @@ class Pairs(HumanMaps):
 
     Args:
         root: The folder with the two folders.
+        exif: Whether images are turned as their EXIF data say; maps are as large as what that gives.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, exif: bool = False) -> None:
+        self.exif = exif
         images, maps = _by_name(root / "images"), _by_name(root / "maps")
         for here, there, folder in ((images, maps, "maps"), (maps, images, "images")):
             if alone := [file for name, file in here.items() if name not in there]:
@@ -240,7 +246,7 @@ class Pairs(HumanMaps):
         """Reads one pair; raises ValueError with its file if it is broken."""
         image_file, map_file = self.files[index]
         try:
-            pixels = read_image(image_file)
+            pixels = read_image(image_file, self.exif)
         except (OSError, ValueError) as error:
             raise ValueError(f"{image_file} cannot be read as an image: {one_line(error)}") from error
         human = _read_map(map_file)
@@ -275,7 +281,10 @@ def _read_map(file: Path) -> torch.Tensor:
             with Image.open(file) as image:
                 # a palette's numbers are no brightness
                 stored = np.array(image.convert("RGB") if image.mode == "P" else image)
-        values = torch.from_numpy(stored.astype(np.float32))
+        if stored.dtype.kind not in "buif":
+            raise ValueError(f"it holds {stored.dtype}, expected real numbers")
+        with np.errstate(over="ignore"):  # it becomes infinite, and is refused
+            values = torch.from_numpy(stored.astype(np.float32))
     except (OSError, ValueError, EOFError, TypeError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{file} cannot be read as a map: {one_line(error)}") from error
     if values.ndim != 2 or not values.isfinite().all():

@@ -25,12 +25,14 @@ from eval.options import (
     baseline_option,
     batch_options,
     device_option,
+    exif_option,
     json_option,
     model_options,
     models,
     picture_option,
+    side,
 )
-from eval.preprocessing import WHOLE, batches_of
+from eval.preprocessing import WHOLE, batches_of, check_size
 from eval.results import write_result
 from eval.section import Section
 
@@ -115,21 +117,23 @@ def share_of_area(field: torch.Tensor) -> dict[str, float]:
 class _Images(Dataset[torch.Tensor]):
     """Images from all over a folder, resized (not cropped) as the authors do."""
 
-    def __init__(self, root: Path, limit: int, transform: Callable[[Image.Image], torch.Tensor]) -> None:
+    def __init__(
+        self, root: Path, limit: int, exif: bool, transform: Callable[[Image.Image], torch.Tensor]
+    ) -> None:
         if not root.is_dir():
             raise FileNotFoundError(f"there is no folder {root}")
         files = files_below(root, EXTENSIONS)
         if not files:
             raise FileNotFoundError(f"no images in {root} ({' '.join(EXTENSIONS)})")
         self.files = files[:: max(1, len(files) // limit)][:limit]
-        self.transform = transform
+        self.exif, self.transform = exif, transform
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> torch.Tensor:
         try:
-            return self.transform(read_image(self.files[index]))
+            return self.transform(read_image(self.files[index], self.exif))
         except (OSError, ValueError) as error:
             raise ValueError(f"{self.files[index]} cannot be read as an image: {one_line(error)}") from error
 
@@ -139,12 +143,14 @@ def _batches(arguments: argparse.Namespace, model: nn.Module) -> Iterator[torch.
     size, batch_size = resolve_data_config({}, model=model)["input_size"], arguments.batch_size
     if arguments.img_size:
         size = (size[0], arguments.img_size, arguments.img_size)
+    check_size(model, size)
     if arguments.random:
         generator = torch.Generator().manual_seed(0)
         for start in range(0, arguments.limit, batch_size):
             yield torch.randn(min(batch_size, arguments.limit - start), *size, generator=generator)
     else:
-        data = _Images(arguments.data, arguments.limit, transform_of(model, input_size=size, **WHOLE))
+        transform = transform_of(model, input_size=size, **WHOLE)
+        data = _Images(arguments.data, arguments.limit, arguments.exif, transform)
         yield from batches_of(DataLoader(data, batch_size=batch_size, num_workers=arguments.workers))
 
 
@@ -186,7 +192,7 @@ def run(arguments: argparse.Namespace) -> None:
         stage = stage_of(model, arguments.stage)
         which = {"model": name, "state_dict_sha256": state_dict_sha256(model), "stage": stage}
         rows.append({**which, "size": list(field.shape), "share_of_area": shares, "n": n})
-    result = {**rows[-1], "dataset": str(arguments.data or "noise"), "rows": rows}
+    result = {**rows[-1], "dataset": str(arguments.data or "noise"), "exif": arguments.exif, "rows": rows}
     write_result(arguments, result, lambda: draw(fields))
     for row in rows:
         areas = ", ".join(f"{float(s):.0%} in {a:.1%}" for s, a in row["share_of_area"].items())
@@ -202,12 +208,13 @@ def add_commands(commands: Any) -> None:
         batch_options(),
         json_option(),
         picture_option(),
+        exif_option(),
     ]
     command = commands.add_parser("erf", parents=parents, help="the effective receptive field")
     data = command.add_mutually_exclusive_group(required=True)
     data.add_argument("--data", type=Path, help="folder of images")
     data.add_argument("--random", action="store_true", help="noise instead of images")
     command.add_argument("--limit", type=at_least_1, default=50, help="images, from all over the folder")
-    command.add_argument("--img-size", type=at_least_1, help="default: the model's; the paper takes 1024")
+    command.add_argument("--img-size", type=side, help="default: the model's; the paper takes 1024")
     command.add_argument("--stage", type=int, default=-1, help="number of the stage; default: the last")
     command.set_defaults(run=run)

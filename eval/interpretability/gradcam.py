@@ -25,6 +25,7 @@ from eval.options import (
     baseline_option,
     batch_options,
     device_option,
+    exif_option,
     json_option,
     model_options,
     models,
@@ -161,7 +162,7 @@ def score(
 
 def run(arguments: argparse.Namespace) -> None:
     """Scores a model, and a baseline, and writes the scores as JSON and the maps as a picture."""
-    data = open_human_maps(arguments.data)
+    data = open_human_maps(arguments.data, arguments.exif)
     every = Subset(data, range(min(arguments.limit or len(data), len(data))))
     shown = Subset(data, range(min(arguments.images, len(every))))
     methods = list(METHODS) if arguments.method == "both" else [arguments.method]
@@ -181,7 +182,12 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.baseline:
         for row, m in zip(ours, methods, strict=True):
             row |= compare(all_scores[1][m], all_scores[0][m])
-    settings = {"dataset": str(arguments.data), "target": target, "crop": arguments.crop}
+    settings = {
+        "dataset": str(arguments.data),
+        "target": target,
+        "crop": arguments.crop,
+        "exif": arguments.exif,
+    }
     write_result(arguments, {**ours[0], **settings, "rows": rows}, lambda: draw_sheet(shown, columns))
     print("\n".join(map(_say, rows)))
 
@@ -203,6 +209,7 @@ def add_commands(commands: Any) -> None:
         batch_options(),
         json_option(),
         picture_option(),
+        exif_option(),
     ]
     command = commands.add_parser("gradcam", parents=parents, help="whether a model looks where people look")
     command.add_argument(

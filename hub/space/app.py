@@ -68,7 +68,7 @@ def answer(shown: Shown, file: str | None) -> list[Any]:
     if file is None:
         return [None, "", *[None] * len(KINDS)]
     try:
-        given = read_image(file)
+        given = read_image(file, exif=True)  # turned as browsers and people see it
     except (OSError, ValueError) as error:
         raise gr.Error(f"this cannot be read as an image: {one_line(error)}") from error
     start = time.perf_counter()

@@ -7,9 +7,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from dcls_models import CheckpointError, LogMel
+from dcls_models.loading import check_takes
 from train.audio.augment import erased, mixed, smoothed
 from train.audio.metrics import Tagging
-from train.models import build_model, check_takes, to_memory_layout
+from train.models import build_model, to_memory_layout
 from train.ranges import Count, NotNegative, Share, ShareAboveZero, ShareBelowOne, check_ranges
 from train.task import Task
 

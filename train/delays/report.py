@@ -11,8 +11,8 @@ import pytorch_lightning as pl
 import torch
 from matplotlib.figure import Figure
 
+from dcls_models.pictures import write_picture
 from dcls_models.spiking import DelayNet, summed_softmax
-from train.pictures import write_picture
 from train.summary import last_scores, nothing_done, of_this_epoch
 
 _logger = logging.getLogger(__name__)

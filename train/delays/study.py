@@ -19,13 +19,13 @@ import pytorch_lightning as pl
 from matplotlib.figure import Figure
 
 from dcls_models.files import write_json
+from dcls_models.options import at_least_1
+from dcls_models.pictures import write_picture
 from dcls_models.provenance import provenance
 from dcls_models.spikes import Arrays, Recordings, padded
 from train.delays.data import spoken_digits
 from train.delays.module import NarrowDelays, SpikingClassifier
 from train.loaders import TaskData
-from train.pictures import write_picture
-from train.ranges import count
 
 NARROW, WIDE = [48, 48], [76, 76]
 CONDITIONS: dict[str, dict[str, Any]] = {
@@ -154,8 +154,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else list(argv)
     parser = argparse.ArgumentParser(prog="python -m train.delays study", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/delays_study"), help="folder to write to")
-    parser.add_argument("--seeds", type=count, default=5)
-    parser.add_argument("--epochs", type=count, default=40)
+    parser.add_argument("--seeds", type=at_least_1, default=5)
+    parser.add_argument("--epochs", type=at_least_1, default=40)
     options = parser.parse_args(argv)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     logging.getLogger("train").setLevel(logging.ERROR)

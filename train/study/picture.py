@@ -18,7 +18,7 @@ from torch import nn
 
 from dcls_models.files import replaced
 from dcls_models.layers import Dcls2d
-from train.ranges import count
+from dcls_models.options import at_least_1
 from train.study.experiments import FIRST
 from train.study.models import DILATED, SPREAD
 from train.study.tasks import TASKS, task_data
@@ -125,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         prog="python -m train.study.picture", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--output", type=Path, required=True, help="PNG file to write")
-    parser.add_argument("--updates", type=count, default=UPDATES, help="length of each training")
+    parser.add_argument("--updates", type=at_least_1, default=UPDATES, help="length of each training")
     arguments = parser.parse_args(argv)
     paths = Paths()
     with quiet():

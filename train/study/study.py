@@ -14,9 +14,9 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from dcls_models.files import one_line, write_json
+from dcls_models.options import at_least_1
+from dcls_models.pictures import write_picture
 from dcls_models.provenance import provenance, read_result
-from train.pictures import write_picture
-from train.ranges import count
 from train.study.drawing import draw_curve, draw_variants
 from train.study.experiments import EXPERIMENTS, Row, is_done, markdown, order, summary
 from train.study.tasks import LARGE, TASKS, Task, baselines
@@ -58,9 +58,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "experiments", nargs="*", metavar="EXPERIMENT", help=f"{', '.join(known)} (default: all)"
     )
     parser.add_argument("--out", type=Path, default=Path("runs/study"), help="folder to write to")
-    parser.add_argument("--seeds", type=count, default=5, help="how many, from 0")
+    parser.add_argument("--seeds", type=at_least_1, default=5, help="how many, from 0")
     parser.add_argument(
-        "--workers", type=count, default=os.cpu_count(), help="trainings at once, a thread each"
+        "--workers", type=at_least_1, default=os.cpu_count(), help="trainings at once, a thread each"
     )
     parser.add_argument("--large", action="store_true", help="larger images, models and trainings, for a GPU")
     options = parser.parse_args(argv)
