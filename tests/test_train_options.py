@@ -319,7 +319,7 @@ class TestLightning:
         measured = [bool(r["eval_loss"]) for r in csv.DictReader((tmp_path / "summary.csv").open())]
         assert measured == ([True, False] if "8" in flags else [False, True])
         said = capsys.readouterr().err
-        assert ("% (in epoch 1, 2 updates before the end); curves" in said) == ("8" in flags)
+        assert ("% (in epoch 1, 2 updates before the end)." in said) == ("8" in flags)
 
     def test_averaged_at_the_end(self, images, tmp_path):
         """The weights of Lightning's StochasticWeightAveraging are those of the checkpoint."""
@@ -366,6 +366,21 @@ class TestSaid:
     def test_validating_a_run_that_was_moved_says_nothing_of_it(self, images, whole, tmp_path, recwarn):
         shutil.copytree(whole, tmp_path / "moved")
         fit(images, tmp_path / "moved", *RANDOM, *RESUME, command="validate")
+        assert not [w for w in recwarn if "dirpath" in str(w.message)]
+
+    def test_a_process_that_has_lost_another_one_says_that(self):
+        def killed(args):
+            raise RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:3162")
+
+        with pytest.raises(
+            SystemExit, match=r"^error: another process of this training has ended.*--ckpt_path"
+        ):
+            run([], command=killed)
+
+    def test_going_on_from_the_checkpoint_of_another_folder_says_nothing_of_it(
+        self, images, whole, tmp_path, recwarn
+    ):
+        fit(images, tmp_path, *RANDOM, "--ckpt_path", str(whole / "checkpoints" / "last.ckpt"))
         assert not [w for w in recwarn if "dirpath" in str(w.message)]
 
     def test_what_fails_on_a_full_disk_is_said(self, images, tmp_path, caplog):

@@ -93,9 +93,6 @@ class KeepLast(Checkpoint):
         """Takes the signals over from Lightning, which stops in the middle of an accumulation."""
         self.received, first = 0, 0.0
         self.started_at = trainer.global_step
-        if trainer.is_global_zero and not trainer.fast_dev_run:
-            for part in self.path(trainer).parent.glob(".*.part"):  # of a training that was killed
-                part.unlink()
 
         def note(signum: int, frame: FrameType | None) -> None:
             nonlocal first

@@ -2,7 +2,6 @@
 
 import os
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
@@ -34,6 +33,7 @@ from train.run_folder import (
     keep_metrics,
     last_checkpoint,
     put_aside,
+    sweep,
 )
 from train.summary import EpochLines, Summary, in_words
 
@@ -182,7 +182,6 @@ class TrainCLI(LightningCLI):
         if self.subcommand != "fit":
             self.save_config_callback = None
             self.config[self.subcommand]["trainer"]["logger"] = False
-            warnings.filterwarnings("ignore", r".*dirpath has changed")
 
     def instantiate_classes(self) -> None:
         """Makes the parts; a model whose weights come from a checkpoint needs no others before."""
@@ -287,6 +286,7 @@ def _locked_folder(root: Path) -> Iterator[None]:
         raise OSError(f"cannot write to the run's folder {root} ({error.strerror}): {way_out}") from error
     try:
         with locked(root / ".lock", f"another training is running in {root}: {way_out}, or wait for its end"):
+            sweep(root)
             yield
     finally:
         if is_new:

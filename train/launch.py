@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -31,12 +32,15 @@ QUIET = (
     r".*exists and is not empty.*",
     r".*GPU available but not used.*",
     r"Glyph .* missing from font.*",  # class names in a script that matplotlib's font lacks
+    r".*functional.all_gather is deprecated.*",
+    r".*dirpath has changed.*",  # the best of another folder stays there
     r".*It is recommended to use `self.log\('(val|test|positions)/.*",  # the same on every process
 )
 EXPECTED = (
     *(OSError, ValueError, ModuleNotFoundError),
     *(MisconfigurationException, CheckpointError, DataError, NotFiniteError),
 )
+LOST = re.compile("remote worker|remote process|by peer")  # gloo's and NCCL's words
 TALKATIVE = (
     "pytorch_lightning.utilities.rank_zero",  # tips, and which devices are not used
     "pytorch_lightning.trainer.connectors.checkpoint_connector",
@@ -86,5 +90,10 @@ def run(args: ArgsType = None, *, command: Callable[[ArgsType], None]) -> None:
             raise
         if isinstance(error, EXPECTED):
             sys.exit(f"error: {reason(error)}")
+        if isinstance(error, RuntimeError) and LOST.search(str(error)):
+            sys.exit(
+                "error: another process of this training has ended, and said why if it could; go on with "
+                "--ckpt_path last"
+            )
         kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
         sys.exit(f"error: {kind}{reason(error)} (TRAIN_TRACEBACK=1 shows where)")
