@@ -144,7 +144,7 @@ class KeepLast(Checkpoint):
         update is what failed: the checkpoint before is better then.
         """
         saveable = isinstance(exception, Exception) and not isinstance(exception, NotFiniteError | OSError)
-        moved_on = trainer.global_step > self.started_at and trainer.training and not trainer.sanity_checking
+        moved_on = trainer.global_step > self.started_at
         if saveable and moved_on and _between_updates(trainer) and trainer.world_size == 1 and self._handlers:
             try:
                 self._save(trainer, pl_module)
