@@ -218,7 +218,8 @@ def _walk(root: str, extensions: Sequence[str]) -> Iterator[tuple[str, list[str]
         with os.scandir(folder) as entries:
             for entry in entries:
                 extension = os.path.splitext(entry.name)[1].lower()
-                if is_leftover(entry.name):
+                is_pipe = not (entry.is_dir() or entry.is_file() or entry.is_symlink())  # or the like
+                if is_leftover(entry.name) or is_pipe:
                     leftovers.append(entry.name)
                 elif entry.is_dir():
                     folders.append(entry.name)

@@ -93,6 +93,8 @@ def test_files_below_a_folder_at_any_depth(tmp_path):
 
 def test_links_are_followed_but_not_in_circles(tmp_path):
     touch(tmp_path, "elsewhere/cat/a.jpg", "root/dog/b.jpg")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "root/dog/pipe.jpg")  # which would wait for somebody to write
     (tmp_path / "root/cat").symlink_to(tmp_path / "elsewhere/cat")
     (tmp_path / "root/dog/c.jpg").symlink_to(tmp_path / "gone.jpg")  # is reported when it is read
     (tmp_path / "root/dog/around").symlink_to(tmp_path / "root")

@@ -1,5 +1,7 @@
 """The folder of a run: an earlier run stays until a new one begins; what is in the way is named."""
 
+import csv
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ from train.audio.command import main as tag
 from train.command import main as classify
 from train.delays.command import main as spike
 from train.dense import detection, segmentation
+from train.report import add_row
+from train.run_folder import put_aside
 
 EARLIER = (
     *("checkpoints/last.ckpt", "logs/metrics.csv", "logs/config.yaml", "tensorboard/events.out.tfevents.1"),
@@ -81,6 +85,51 @@ def test_an_earlier_run_is_aside_as_a_whole(flags, tmp_path):
         if not file.startswith("tensorboard"):
             assert b"of an earlier run" not in (tmp_path / file).read_bytes()
     assert len(list((tmp_path / "tensorboard").glob("events*"))) == 1
+
+
+@pytest.mark.parametrize("moved", [0, 1, 3, 7])
+def test_an_earlier_run_stays_in_one_place_whenever_its_moving_is_killed(moved, tmp_path, monkeypatch):
+    before, left = write_earlier(tmp_path), iter(range(moved))
+    rename = Path.rename
+
+    def killed(self, target):
+        if next(left, None) is None:
+            raise Killed
+        return rename(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Path, "rename", killed)
+        put_aside(tmp_path)
+    put_aside(tmp_path)
+    assert contents(tmp_path) == {f"earlier_1/{name}": content for name, content in before.items()}
+
+
+def test_an_earlier_run_that_has_only_its_best_checkpoint_is_put_aside_as_well(flags, tmp_path):
+    write_earlier(tmp_path)
+    best = (tmp_path / "checkpoints" / "last.ckpt").rename(tmp_path / "checkpoints" / "best.ckpt")
+    start = ["fit", *flags[classify], *ONE, "--trainer.default_root_dir", str(tmp_path)]
+    with pytest.raises(FileNotFoundError, match=re.escape(f"last.ckpt (there are {best})")):
+        classify([*start, "--ckpt_path", "last"])
+    classify(start)
+    assert (tmp_path / "earlier_1" / "checkpoints" / "best.ckpt").read_bytes().startswith(b"epoch,of an ear")
+
+
+def test_what_a_killed_process_was_writing_is_gone_with_the_next_training(flags, tmp_path):
+    parts = ("checkpoints/.last.ckpt.7.part", "logs/.config.yaml.7.part", ".positions.gif.7.part.gif")
+    for part in (*parts, ".results.json.7.part", ".somebody.elses.part"):
+        (tmp_path / part).parent.mkdir(exist_ok=True)
+        (tmp_path / part).touch()
+    classify(["fit", *flags[classify], *ONE, "--trainer.default_root_dir", str(tmp_path)])
+    assert [p.name for p in tmp_path.rglob(".*")] == [".somebody.elses.part"]
+
+
+@pytest.mark.parametrize("summary", ["", "epoch,train_l", "epoch,loss\n0,1.2\n,,\n1,2,3,4\nfoo,7\n", "\0\0"])
+def test_a_summary_that_is_damaged_costs_no_epoch(summary, tmp_path):
+    (tmp_path / "summary.csv").write_text(summary)
+    for epoch in (1, 2):
+        add_row(tmp_path / "summary.csv", {"epoch": epoch, "loss": 0.5})
+    rows = [["0", "1.2"]] * ("1.2" in summary) + [["1", "0.5"], ["2", "0.5"]]
+    assert list(csv.reader((tmp_path / "summary.csv").open())) == [["epoch", "loss"], *rows]
 
 
 def test_a_training_that_goes_on_in_the_folder_of_another_run_puts_it_aside(flags, tmp_path):

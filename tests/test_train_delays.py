@@ -73,7 +73,7 @@ def test_what_a_run_leaves(whole):
 def test_an_epoch_that_was_cut_short_has_no_point_on_the_curve_of_validation(arrays, tmp_path, capsys):
     fit(arrays, tmp_path, *EPOCHS, "--trainer.max_steps", "3", "--report.pictures", "false")
     said = capsys.readouterr().err
-    assert "% (in epoch 1, 1 update before the end); delays" in said
+    assert "% (in epoch 1, 1 update before the end); the model is saved in" in said
     history = last(tmp_path)["callbacks"]["DelaysReport"]["history"]
     assert [("val/top1" in row, "train/top1" in row) for row in history] == [(True, True), (False, True)]
 

@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 from dcls_models.provenance import RESULT_KEYS
-from tests.training import RANDOM, SMALL_DATA, TINY, callback, fit, last, write_images
+from tests.training import RANDOM, SMALL_DATA, TINY, callback, fit, last, same, write_images
 from train.audio.data import Sounds
 from train.audio.module import Tagger
 from train.command import main
@@ -118,6 +118,27 @@ class TestRanges:
                 "model.sched_kwargs.decay_epochs must be above 0, got 0",
             ),
             (["--model.mixup", "1", "--model.mixup_kwargs.prob", "2"], "model.mixup_kwargs.prob must be"),
+            (
+                ["--data.crop_pct", "1e-9"],
+                "data.img_size 32 and data.crop_pct 1e-09 do not fit (signed integer",
+            ),
+            (["--data.re_prob", "0.1", "--data.re_mode", "foo"], "data.re_mode 'foo' (AssertionError)"),
+            (["--data.root", ""], "data.root is empty: give a value, or leave the option out"),
+            (["--ckpt_path", ""], "ckpt_path is empty"),
+            (["--data.names", "[a, b]"], "data.names is for predict: give data.root"),
+            (
+                ["--trainer.check_val_every_n_epoch", "0"],
+                "trainer.check_val_every_n_epoch must be at least 1",
+            ),
+            (["--trainer.devices", "foo"], "`devices` selected with `CPUAccelerator` should be an int > 0"),
+            (["--model.compile", "foo"], "model.compile must be one of cudagraphs, inductor"),
+            (["--model.opt_kwargs", "{lr: 3}"], "give model.lr, not model.opt_kwargs.lr"),
+            (["--model.model_kwargs", "{num_classes: 3}"], "give model.num_classes, not model.model_kwargs."),
+            (
+                ["--model.model_kwargs", "{depths: [1, 1]}"],
+                "model.model_kwargs do not fit: list index out of",
+            ),
+            (["--model.model_kwargs", "{dims: [8, 8, 8, -16]}"], "model.model_kwargs do not fit: Trying to"),
             (["--data.img_size", "1"], "does not take images of 3 x 1 x 1: choose another data.img_size"),
             (
                 ["--model.model_kwargs", "{in_chans: 1}"],
@@ -130,6 +151,21 @@ class TestRanges:
         assert said in message
         assert "TRAIN_TRACEBACK" not in message, "the message says all"
         assert not (tmp_path / "run").exists()
+
+    @pytest.mark.parametrize(
+        ("option", "source"),
+        [
+            ("model.class_names", "data.class_names"),
+            ("checkpoint.dirpath", "trainer.default_root_dir"),
+            ("data.like", "model.name"),
+        ],
+    )
+    def test_an_option_that_follows_from_another_says_from_which(
+        self, images, tmp_path, capsys, option, source
+    ):
+        with pytest.raises(SystemExit):
+            fit(images, tmp_path, f"--{option}=x")
+        assert f"error: {option} follows from {source} and cannot be given; " in capsys.readouterr().err
 
     def test_the_help_says_them(self, capsys):
         with pytest.raises(SystemExit):
@@ -319,7 +355,7 @@ class TestLightning:
         measured = [bool(r["eval_loss"]) for r in csv.DictReader((tmp_path / "summary.csv").open())]
         assert measured == ([True, False] if "8" in flags else [False, True])
         said = capsys.readouterr().err
-        assert ("% (in epoch 1, 2 updates before the end); curves" in said) == ("8" in flags)
+        assert ("% (in epoch 1, 2 updates before the end)." in said) == ("8" in flags)
 
     def test_averaged_at_the_end(self, images, tmp_path):
         """The weights of Lightning's StochasticWeightAveraging are those of the checkpoint."""
@@ -345,6 +381,22 @@ class TestLightning:
             fit(images, tmp_path / "run", "--trainer.callbacks+=EarlyStopping")
         said = capsys.readouterr().err.strip()
         assert "the following arguments are required: monitor" in said and len(said) < 300
+        assert "; add --trainer.callbacks.monitor=VALUE after it" in said
+
+    def test_a_timer_stops_a_training(self, images, tmp_path):
+        """One of its arguments is an enum, which YAML has no word for."""
+        timer = ["--trainer.callbacks+=Timer", "--trainer.callbacks.duration=00:00:00:01"]
+        fit(images, tmp_path, "--trainer.max_epochs", "9999", *timer)
+        assert 0 < last(tmp_path)["global_step"] < 9999
+        assert "interval: step" in (tmp_path / "logs" / "config.yaml").read_text()
+
+    def test_what_fails_in_the_validation_at_its_end_costs_no_epoch(self, images, whole, tmp_path):
+        one = [*RANDOM, "--trainer.max_epochs", "1"]
+        message = refused(images, tmp_path, *one, "--checkpoint.monitor", "foo")
+        assert "could not find the monitored key" in message
+        assert same(last(tmp_path), last(whole))
+        fit(images, tmp_path, *one, *RESUME)
+        assert last(tmp_path)["global_step"] == 6
 
     def test_what_a_callback_fails_with_is_one_line(self, images, tmp_path):
         message = refused(images, tmp_path / "run", "--trainer.callbacks+=BackboneFinetuning")
@@ -366,6 +418,21 @@ class TestSaid:
     def test_validating_a_run_that_was_moved_says_nothing_of_it(self, images, whole, tmp_path, recwarn):
         shutil.copytree(whole, tmp_path / "moved")
         fit(images, tmp_path / "moved", *RANDOM, *RESUME, command="validate")
+        assert not [w for w in recwarn if "dirpath" in str(w.message)]
+
+    def test_a_process_that_has_lost_another_one_says_that(self):
+        def killed(args):
+            raise RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:3162")
+
+        with pytest.raises(
+            SystemExit, match=r"^error: another process of this training has ended.*--ckpt_path"
+        ):
+            run([], command=killed)
+
+    def test_going_on_from_the_checkpoint_of_another_folder_says_nothing_of_it(
+        self, images, whole, tmp_path, recwarn
+    ):
+        fit(images, tmp_path, *RANDOM, "--ckpt_path", str(whole / "checkpoints" / "last.ckpt"))
         assert not [w for w in recwarn if "dirpath" in str(w.message)]
 
     def test_what_fails_on_a_full_disk_is_said(self, images, tmp_path, caplog):

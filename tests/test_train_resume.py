@@ -175,9 +175,7 @@ def test_going_on_as_the_last_line_of_a_training_says_keeps_its_metrics(whole, i
 
 def test_the_checkpoint_of_an_earlier_run_is_named(whole, images, tmp_path):
     shutil.copytree(whole, tmp_path / "earlier_1")
-    with pytest.raises(
-        FileNotFoundError, match=r"of earlier runs there are .*earlier_1.checkpoints.last\.ckpt"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"there are .*earlier_1.checkpoints.last\.ckpt"):
         fit(images, tmp_path, *RANDOM, *RESUME)
 
 

@@ -7,6 +7,8 @@ from PIL import Image
 from timm.data import auto_augment
 from timm.data import create_transform as timm_transform
 
+from dcls_models.files import one_line
+
 _TIMM_POSTERIZE = auto_augment.posterize
 
 
@@ -22,7 +24,7 @@ def create_transform(img_size: int, **kwargs: Any) -> Any:
     except (AssertionError, KeyError) as error:
         names = ("auto_augment", "interpolation", "re_mode")
         asked = ", ".join(f"data.{k} {kwargs[k]!r}" for k in names if kwargs.get(k))
-        raise ValueError(f"timm cannot make a transform with {asked}: {error}") from error
+        raise ValueError(f"timm cannot make a transform with {asked} ({one_line(error)})") from error
 
 
 class Splits:

@@ -93,9 +93,6 @@ class KeepLast(Checkpoint):
         """Takes the signals over from Lightning, which stops in the middle of an accumulation."""
         self.received, first = 0, 0.0
         self.started_at = trainer.global_step
-        if trainer.is_global_zero and not trainer.fast_dev_run:
-            for part in self.path(trainer).parent.glob(".*.part"):  # of a training that was killed
-                part.unlink()
 
         def note(signum: int, frame: FrameType | None) -> None:
             nonlocal first
@@ -147,7 +144,7 @@ class KeepLast(Checkpoint):
         update is what failed: the checkpoint before is better then.
         """
         saveable = isinstance(exception, Exception) and not isinstance(exception, NotFiniteError | OSError)
-        moved_on = trainer.global_step > self.started_at and trainer.training and not trainer.sanity_checking
+        moved_on = trainer.global_step > self.started_at
         if saveable and moved_on and _between_updates(trainer) and trainer.world_size == 1 and self._handlers:
             try:
                 self._save(trainer, pl_module)

@@ -1,16 +1,18 @@
 """The command line: Lightning's, with the data's classes linked to the model and one folder per run."""
 
 import os
+import re
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
+from enum import Enum
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, NoReturn
 
 import pytorch_lightning as pl
+from jsonargparse import Namespace
 from pytorch_lightning.callbacks import BatchSizeFinder, Checkpoint, LearningRateFinder, ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 
@@ -34,6 +36,7 @@ from train.run_folder import (
     keep_metrics,
     last_checkpoint,
     put_aside,
+    sweep,
 )
 from train.summary import EpochLines, Summary, in_words
 
@@ -45,7 +48,9 @@ TRAINER = {  # what Lightning itself lets pass: a negative clipping turns gradie
     "gradient_clip_val": Range(0),
     "accumulate_grad_batches": Range(1),
     "val_check_interval": Range(0, above=True),
+    "check_val_every_n_epoch": Range(1),
 }
+LACKING = re.compile(r"trainer\.callbacks.*the following arguments are required: (\w+)", re.DOTALL)
 PACKAGES = ("torchvision", "pytorch-lightning", "torchmetrics")  # their versions are in a results file
 
 
@@ -60,6 +65,8 @@ class Parser(LightningArgumentParser):
         wrong = next((word.partition("=")[0] for word in message.split() if word.startswith("--")), "")
         near = get_close_matches(wrong, parser._option_string_actions, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
+        if lacking := LACKING.search(message):
+            hint = f"; add --trainer.callbacks.{lacking[1]}=VALUE after it"
         said = " ".join(first_cause(message).split())
         self.exit(
             2, f"error: {said}{hint}; {parser.prog.replace(' [options]', '')} --help explains every option\n"
@@ -132,6 +139,11 @@ class TrainCLI(LightningCLI):
         """Parses, finds the checkpoint that ``last`` means, and tries the file to write."""
         super().parse_arguments(parser, args)
         config = self.config[self.config["subcommand"]]
+        for option in [key for key, value in config.items() if value == "" and key != "data.dataset"]:
+            raise ValueError(f"{option} is empty: give a value, or leave the option out")
+        for callback in config["trainer.callbacks"] or []:  # their config is written as YAML
+            for key, value in vars(callback.get("init_args", Namespace())).items():
+                callback.init_args[key] = value.value if isinstance(value, Enum) else value
         for part in ("trainer", "checkpoint", "model", "data"):
             expand_home(config[part])
         if config["ckpt_path"]:
@@ -182,7 +194,6 @@ class TrainCLI(LightningCLI):
         if self.subcommand != "fit":
             self.save_config_callback = None
             self.config[self.subcommand]["trainer"]["logger"] = False
-            warnings.filterwarnings("ignore", r".*dirpath has changed")
 
     def instantiate_classes(self) -> None:
         """Makes the parts; a model whose weights come from a checkpoint needs no others before."""
@@ -233,7 +244,10 @@ class TrainCLI(LightningCLI):
                     raise ValueError(f"{kind.__name__} does not work here: {instead}")
         if config["enable_checkpointing"] is False or config["barebones"]:
             callbacks = [c for c in callbacks if not isinstance(c, Checkpoint)]
-        return super()._instantiate_trainer(config, callbacks)
+        try:
+            return super()._instantiate_trainer(config, callbacks)
+        except TypeError as error:  # of devices that are no number, for instance
+            raise ValueError(str(error)) from error
 
     def before_fit(self) -> None:
         """Compares the data with those that a checkpoint was trained on."""
@@ -287,6 +301,7 @@ def _locked_folder(root: Path) -> Iterator[None]:
         raise OSError(f"cannot write to the run's folder {root} ({error.strerror}): {way_out}") from error
     try:
         with locked(root / ".lock", f"another training is running in {root}: {way_out}, or wait for its end"):
+            sweep(root)
             yield
     finally:
         if is_new:

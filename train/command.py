@@ -1,5 +1,6 @@
 """``python -m train``: trains and uses image classifiers."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,13 @@ class ClassifierCLI(TrainCLI):
         """
         super().before_instantiate_classes()
         config = self.config[self.subcommand]
-        root, run = config["data"]["root"], Path(config["trainer"]["default_root_dir"]).resolve()
+        # resolve() would fail where links go in a circle
+        root, run = config["data"]["root"], Path(os.path.realpath(config["trainer"]["default_root_dir"]))
         if root is None or config["data"]["dataset"] or self.subcommand != "fit":
             return
         folders = [Path(root) / name for name in ("train", "test", *VAL_NAMES)]
         read = [folder for folder in folders if holds_folders(folder)] or [Path(root)]
-        for folder in (f.resolve() for f in read):
+        for folder in (Path(os.path.realpath(f)) for f in read):
             if run == folder or folder in run.parents:
                 raise ValueError(
                     f"the run's folder {run} is in {folder}: its pictures would be taken for data; choose "

@@ -4,10 +4,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.data import DataLoader
 
-from dcls_models.files import some
+from dcls_models.files import one_line, some
 from dcls_models.folders import holds_folders
 from dcls_models.loading import config_of
 from train.augment import Splits, create_transform
@@ -236,9 +237,14 @@ class Images(TaskData):
         hp = self.hparams
         shared = {k: hp[k] for k in ("mean", "std")}
         if not training:
-            return create_transform(
-                hp["img_size"], crop_pct=hp["crop_pct"], interpolation=hp["interpolation"], **shared
-            )
+            sizes = {k: hp[k] for k in ("img_size", "crop_pct")}
+            transform = create_transform(**sizes, interpolation=hp["interpolation"], **shared)
+            try:  # now, and not after an epoch
+                transform(Image.new("RGB", (8, 8)))
+            except Exception as error:  # Pillow and timm raise anything
+                asked = " and ".join(f"data.{k} {v}" for k, v in sizes.items())
+                raise ValueError(f"{asked} do not fit ({one_line(error)})") from error
+            return transform
         augmentation = (
             "scale",
             "ratio",
@@ -270,6 +276,8 @@ class Images(TaskData):
 
     def _shards(self, training: bool) -> Shards:
         hp = self.hparams
+        if not hp["dataset"].startswith("wds/"):
+            raise ValueError("data.names is for predict: give data.root, whose folders are the classes")
         split = hp["train_split"] if training else hp["val_split"]
         transform = self._transform(training)
         return Shards(hp["dataset"], hp["root"], split, transform, hp["batch_size"], run_seed(), training)

@@ -10,12 +10,17 @@ _UNION = re.compile(
 )
 
 
+# jsonargparse's, where an option is given that follows from another
+_LINKED = re.compile(r"argument (?:<lambda>\()?([\w.]+)\)? --> ([\w.]+): .*", re.DOTALL)
+
+
 class DataError(RuntimeError):
     """A data set cannot be used: which file, and why."""
 
 
 def first_cause(message: str) -> str:
     """A message without what jsonargparse says of the types that a value was not meant to have."""
+    message = _LINKED.sub(r"\2 follows from \1 and cannot be given", message)
     found = _UNION.search(message)
     return message[: found.start()] + " ".join(found[1].split()) if found else message
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -31,16 +32,21 @@ QUIET = (
     r".*exists and is not empty.*",
     r".*GPU available but not used.*",
     r"Glyph .* missing from font.*",  # class names in a script that matplotlib's font lacks
+    r".*functional.all_gather is deprecated.*",
+    r".*dirpath has changed.*",  # the best of another folder stays there
     r".*It is recommended to use `self.log\('(val|test|positions)/.*",  # the same on every process
 )
 EXPECTED = (
     *(OSError, ValueError, ModuleNotFoundError),
     *(MisconfigurationException, CheckpointError, DataError, NotFiniteError),
 )
-TALKATIVE = (
-    "pytorch_lightning.utilities.rank_zero",  # tips, and which devices are not used
-    "pytorch_lightning.trainer.connectors.checkpoint_connector",
-)
+NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"
+LOST = re.compile("remote worker|remote process|by peer")  # gloo's and NCCL's words
+TALKATIVE = {
+    "pytorch_lightning.utilities.rank_zero": logging.WARNING,  # tips, and which devices are not used
+    "pytorch_lightning.trainer.connectors.checkpoint_connector": logging.WARNING,
+    "huggingface_hub": logging.ERROR,  # each time that it tries again
+}
 
 
 def launch(
@@ -53,8 +59,8 @@ def launch(
     """Runs a command line, quietly."""
     level = logging.INFO if getattr(rank_zero_only, "rank", 0) in (None, 0) else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s")
-    for name in TALKATIVE:
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for name, quietest in TALKATIVE.items():
+        logging.getLogger(name).setLevel(quietest)
     with warnings.catch_warnings():
         for message in QUIET:
             warnings.filterwarnings("ignore", message)
@@ -77,14 +83,19 @@ def run(args: ArgsType = None, *, command: Callable[[ArgsType], None]) -> None:
         command(args)
     except torch.multiprocessing.ProcessExitedException as error:
         sys.exit(error.exit_code)  # of the processes that ddp_fork and ddp_spawn have started
-    except torch.OutOfMemoryError:
-        sys.exit(
-            "error: too little memory; choose a smaller data.batch_size, or model.grad_checkpointing true"
-        )
     except Exception as error:  # of callbacks, plugins and data sets that anybody brings
         if os.environ.get("TRAIN_TRACEBACK"):
             raise
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or NO_MEMORY in str(error):
+            sys.exit(
+                "error: too little memory; choose a smaller data.batch_size, or model.grad_checkpointing true"
+            )
         if isinstance(error, EXPECTED):
             sys.exit(f"error: {reason(error)}")
+        if isinstance(error, RuntimeError) and LOST.search(str(error)):
+            sys.exit(
+                "error: another process of this training has ended, and said why if it could; go on with "
+                "--ckpt_path last"
+            )
         kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
         sys.exit(f"error: {kind}{reason(error)} (TRAIN_TRACEBACK=1 shows where)")

@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from train.errors import DataError
 from train.place import Place, place
 from train.ranges import Count, CountOrNone, check_ranges
 from train.samplers import Keyed, TrainSampler
@@ -16,6 +17,7 @@ from train.seeding import run_seed
 from train.signals import end_workers_at_exit, leave_signals_to_the_trainer
 
 _logger = logging.getLogger(__name__)
+TRIED = 10  # samples that cannot be read, of a data set that is hopeless
 
 
 class TrainLoader(DataLoader):
@@ -136,6 +138,9 @@ class TaskData(pl.LightningDataModule):
         Raises:
             ValueError: If they have not, or the size is no multiple of what all devices see at once.
         """
+        if stage == "fit":
+            self._try(self.val_set)
+            self._try(self.train_set)
         total, trainer = self.hparams.get("total_batch_size"), self.trainer
         if trainer is not None and trainer.world_size > 1:
             self._agree(trainer.world_size)
@@ -149,6 +154,20 @@ class TaskData(pl.LightningDataModule):
             )
         trainer.accumulate_grad_batches = total // at_once
         _logger.info("gradients of %d batches make an update of %d %s", total // at_once, total, self.unit)
+
+    def _try(self, data: Any) -> None:
+        """Reads samples of a data set until one can be read: now, and not after an epoch.
+
+        Raises:
+            DataError: If ten cannot.
+        """
+        if hasattr(data, "unreadable"):
+            tried = range(0, len(data), max(1, len(data) // TRIED))[:TRIED]
+            for index in tried:
+                data[index]
+                if not data.unreadable[index]:
+                    return
+            raise DataError(f"none of {len(tried)} {self.unit} can be read: the log names the files")
 
     def _agree(self, processes: int) -> None:
         classes = getattr(self, "class_names", None) or list(range(getattr(self, "num_classes", 0)))

@@ -14,6 +14,7 @@ from torch import nn
 import dcls_models
 from dcls_models.loading import config_of, load_model, why_no_download
 from dcls_models.strided import slice_strided
+from train.errors import reason
 
 _logger = logging.getLogger(__name__)
 
@@ -36,11 +37,11 @@ def build_model(
     if pretrained and warm_start:
         raise ValueError("start from model.pretrained or from model.warm_start, not from both")
     pretrained = starts_pretrained(name, pretrained, model_kwargs)
-    try:
-        with downloading(name):
-            model = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **model_kwargs)
-    except TypeError as error:
-        raise ValueError(f"{name} does not take these model_kwargs: {error}") from error
+    if taken := model_kwargs.keys() & {"pretrained", "num_classes"}:
+        raise ValueError(f"give model.{min(taken)}, not model.model_kwargs.{min(taken)}")
+    options = {"pretrained": pretrained, "num_classes": num_classes, **model_kwargs}
+    with downloading(name):
+        model = build_checked(timm.create_model, "model.model_kwargs", model_name=name, **options)
     if warm_start:
         channels = {k: v for k, v in model_kwargs.items() if k == "in_chans"}  # timm adapts the stem
         with downloading(warm_start, "model.warm_start"):
@@ -75,8 +76,26 @@ def build_checked(make: Callable[..., Any], option: str, **kwargs: Any) -> Any:
     """
     try:
         return make(**kwargs)
-    except (AssertionError, TypeError) as error:
-        raise ValueError(f"{option} do not fit: {error}") from error
+    except torch.OutOfMemoryError:
+        raise
+    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        if why_no_download(error) is not None:
+            raise
+        raise ValueError(f"{option} do not fit: {reason(error)}") from error
+
+
+def compile_model(model: nn.Module, backend: str | None) -> None:
+    """Compiles a model, once, and not the module that holds it: its parameters keep their names.
+
+    Raises:
+        ValueError: If torch knows no such backend.
+    """
+    if backend is None or model._compiled_call_impl is not None:
+        return
+    if backend not in torch.compiler.list_backends(()):
+        usual = ", ".join(torch.compiler.list_backends())
+        raise ValueError(f"model.compile must be one of {usual}, got {backend!r}")
+    model.compile(backend=backend)
 
 
 @contextmanager
@@ -89,15 +108,15 @@ def downloading(name: str, option: str = "model.pretrained") -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = why_no_download(error)
-        if reason is None:
+        why = why_no_download(error)
+        if why is None:
             raise
         file = '--model.model_kwargs.pretrained_cfg_overlay \'{"file": "PATH"}\' for a file that is here'
         instead = (
             f"--model.pretrained false, or {file}" if option == "model.pretrained" else "local-dir:FOLDER"
         )
         raise ValueError(
-            f"{option}: the weights of {name} cannot be downloaded ({reason}); try again later, or give "
+            f"{option}: the weights of {name} cannot be downloaded ({why}); try again later, or give "
             f"{instead}"
         ) from error
 

@@ -15,7 +15,13 @@ from dcls_models.layers.linear import use_fast_linear
 from dcls_models.loading import check_takes
 from dcls_models.optim import holders, repulsion
 from train.metrics import IGNORED, classification_metrics
-from train.models import build_checked, build_model, freeze_all_but_head, to_memory_layout
+from train.models import (
+    build_checked,
+    build_model,
+    compile_model,
+    freeze_all_but_head,
+    to_memory_layout,
+)
 from train.ranges import (
     Count,
     CountOrNone,
@@ -177,7 +183,7 @@ class Classifier(Task):
             check_takes(self.model, example, f"{self.hparams['name']} does not take {advice}")
 
     def configure_model(self) -> None:
-        """Compiles the model, not the whole module (parameters keep their names), and shards it (FSDP2)."""
+        """Compiles the model, and shards it (FSDP2)."""
         if self.device_mesh is not None and not self._sharded:
             if self.device_mesh["tensor_parallel"].size() > 1:  # Lightning's default
                 raise ValueError(
@@ -190,9 +196,7 @@ class Classifier(Task):
             for model in self.evaluated().values():
                 for part in (*holders(model), model):
                     fully_shard(part, mesh=self.device_mesh["data_parallel"])
-        backend = self.hparams["compile"]
-        if backend and self.model._compiled_call_impl is None:
-            self.model.compile(backend=backend)
+        compile_model(self.model, self.hparams["compile"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Makes sure that the outputs mean the same.

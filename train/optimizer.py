@@ -44,7 +44,10 @@ def build_optimizer(
         kind = group["name"]
         counts[kind] += 1
         named.append({**group, "name": kind if counts[kind] == 1 else f"{kind}_{counts[kind]}"})
-    options = {"lr": lr, "weight_decay": weight_decay, **(opt_kwargs or {})}
+    options = {"lr": lr, "weight_decay": weight_decay}
+    if taken := options.keys() & (opt_kwargs or {}):  # which the groups have
+        raise ValueError(f"give model.{min(taken)}, not model.opt_kwargs.{min(taken)}")
+    options |= opt_kwargs or {}
     try:
         optimizer = create_optimizer_v2(named, opt=opt, **options)
     except (AssertionError, TypeError, ValueError) as error:

@@ -14,7 +14,6 @@ import pytorch_lightning as pl
 import torch
 from matplotlib.figure import Figure
 from pytorch_lightning.callbacks import BasePredictionWriter
-from timm.utils.summary import trim_summary, update_summary
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from dcls_models.files import one_line, printable, replaced
@@ -85,14 +84,12 @@ class Report(pl.Callback):
         if not trainer.is_global_zero:
             return
         keys = [f"{k}{end}" for end in ("", "_ema")[: 1 + (pl_module.ema is not None)] for k in self.measures]
-        measured = {k: metrics.get(f"val/{k}", "") for k in keys}
-        train = {"loss": metrics.get("train/loss_epoch", "")}
+        row = {"epoch": trainer.current_epoch, "train_loss": metrics.get("train/loss_epoch", "")}
+        row |= {f"eval_{k}": metrics.get(f"val/{k}", "") for k in keys} | {"lr": metrics.get("lr", "")}
         file = _in(trainer, "summary.csv")
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            trim_summary(str(file), trainer.current_epoch)
-            update_summary(trainer.current_epoch, train, measured, str(file), lr=metrics.get("lr", ""))
-        except OSError as error:  # the checkpoint is worth more, and comes next
+            add_row(file, row)
+        except (OSError, csv.Error) as error:  # the checkpoint is worth more, and comes next
             _logger.warning("cannot write %s: %s", file, one_line(error))
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -166,14 +163,29 @@ def _next_steps(trainer: pl.Trainer, report: Report) -> str:
     said = last_scores(trainer, report.headline)
     if not (Path(root) / "checkpoints" / "last.ckpt").is_file():
         return f"\n{said}; there is no checkpoint."
+    if report.pictures:
+        said += f"; {report.drawn if report.seen else 'curves'} are drawn in {root}"
     return (
-        f"\n{said}; {report.drawn} are drawn in {root}.\n"
+        f"\n{said}.\n"
         "Next:\n"
         f"  python -m hub export --checkpoint {typed}/checkpoints/last.ckpt --out {typed}\n"
         f"  tensorboard --logdir {typed}\n"
         f"  {report.command} fit --config {typed}/logs/config.yaml --ckpt_path last "
         f"--trainer.max_epochs {longer}"
     )
+
+
+def add_row(file: Path, row: dict[str, Any]) -> None:
+    """Adds an epoch to a summary, in the place of itself and of later ones; lines without an epoch go."""
+    before = []
+    if file.is_file():
+        with file.open(newline="", errors="replace") as old:
+            before = [line for line in csv.DictReader(old) if (line.get("epoch") or "").isdecimal()]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replaced(file) as part, part.open("w", newline="") as new:
+        writer = csv.DictWriter(new, list(row), restval="", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows([*(line for line in before if int(line["epoch"]) < row["epoch"]), row])
 
 
 def draw_curves(summary: Path, parts: tuple[str, ...] = ("loss", "top1", "lr")) -> Figure:

@@ -54,14 +54,26 @@ def _until(number: int) -> str:
 
 
 def put_aside(root: Path, names: tuple[str, ...] = LEFT) -> None:
-    """Moves what an earlier run has left in a folder into ``earlier_1``, ``earlier_2``, ... in it."""
-    if (root / "checkpoints" / LAST).is_file():
-        aside = next(p for i in count(1) if not (p := root / f"earlier_{i}").exists())
-        aside.mkdir()
-        for name in names:
-            if (root / name).exists():
-                (root / name).rename(aside / name)
+    """Moves what an earlier run has left in a folder into ``earlier_1``, ``earlier_2``, ... in it.
+
+    Checkpoints come last. A process that was killed before has left a folder that lacks what is still to
+    move, and the next one goes on with it: an earlier run stays in one place.
+    """
+    if any((root / "checkpoints").glob("*.ckpt")):
+        left = [name for name in names if (root / name).exists()]
+        folders = (root / f"earlier_{i}" for i in count(1))
+        aside = next(p for p in folders if not any((p / name).exists() for name in left))
+        aside.mkdir(exist_ok=True)
+        for name in left:
+            (root / name).rename(aside / name)
         _logger.warning("what an earlier run has left is now in %s", aside)
+
+
+def sweep(root: Path) -> None:
+    """Removes what a process that was killed was writing beside the files of a run."""
+    for path in (root / name for name in (*LEFT, *WITHIN, "checkpoints/*")):
+        for part in path.parent.glob(f".{path.name}.*.part*"):
+            part.unlink(missing_ok=True)
 
 
 def last_checkpoint(root: Path) -> Path:
@@ -72,8 +84,8 @@ def last_checkpoint(root: Path) -> Path:
     """
     path = root / "checkpoints" / LAST
     if not path.is_file():
-        earlier = [str(p) for p in sorted(root.glob(f"earlier_*/checkpoints/{LAST}"))]
-        hint = f" (of earlier runs there are {', '.join(earlier)})" if earlier else ""
+        others = [*root.glob("checkpoints/*.ckpt"), *sorted(root.glob(f"earlier_*/checkpoints/{LAST}"))]
+        hint = f" (there are {', '.join(map(str, others))})" if others else ""
         raise FileNotFoundError(
             f"there is no checkpoint {path}{hint}; without --ckpt_path the training starts at its beginning"
         )

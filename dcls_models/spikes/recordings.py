@@ -147,7 +147,7 @@ class Recordings(Dataset[tuple[torch.Tensor, int] | None]):
         indices: Which; all by default.
 
     Raises:
-        ValueError: If there is none, or a label is out of range.
+        ValueError: If there is none.
     """
 
     def __init__(self, source: Source, indices: Sequence[int] | None = None) -> None:
@@ -155,13 +155,6 @@ class Recordings(Dataset[tuple[torch.Tensor, int] | None]):
         self.indices = range(len(source.labels)) if indices is None else indices
         if not len(self.indices):
             raise ValueError(f"there is no recording in {getattr(source, 'path', 'the folder')}")
-        count = len(source.class_names) or math.inf
-        for at, label in enumerate(source.labels.tolist()):
-            if not (isinstance(label, int) and 0 <= label < count):
-                limit = f" to {count - 1}" if source.class_names else ""
-                raise ValueError(
-                    f"{source.name(at)} has label {label!r}, expected whole numbers from 0{limit}"
-                )
         self.tried, self.unreadable = torch.zeros(2, len(self.indices), dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
@@ -239,9 +232,22 @@ def open_recordings(
         OSError: If there is no such folder.
         ValueError: If the files are not what they seem.
     """
-    root, binning = Path(root), binning or Binning()
+    root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {root}")
+    source = _opened(root, split, binning or Binning(), front_end)
+    if source is not None:
+        count = len(source.class_names) or math.inf
+        for at, label in enumerate(source.labels.tolist()):
+            if not (isinstance(label, int) and 0 <= label < count):
+                limit = f" to {count - 1}" if source.class_names else ""
+                raise ValueError(
+                    f"{source.name(at)} has label {label!r}, expected whole numbers from 0{limit}"
+                )
+    return source
+
+
+def _opened(root: Path, split: str, binning: Binning, front_end: str) -> Source | None:
     for name in NAMES[split]:
         for path in sorted(p for p in root.iterdir() if p.stem == name or p.stem.endswith(f"_{name}")):
             if path.suffix == ".npz":

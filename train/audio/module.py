@@ -10,7 +10,7 @@ from dcls_models import CheckpointError, LogMel
 from dcls_models.loading import check_takes
 from train.audio.augment import erased, mixed, smoothed
 from train.audio.metrics import Tagging
-from train.models import build_model, to_memory_layout
+from train.models import build_model, compile_model, to_memory_layout
 from train.ranges import Count, NotNegative, Share, ShareAboveZero, ShareBelowOne, check_ranges
 from train.task import Task
 
@@ -116,8 +116,7 @@ class Tagger(Task):
 
     def configure_model(self) -> None:
         """Compiles the model, not the whole module: parameters keep their names."""
-        if self.hparams["compile"] and self.model._compiled_call_impl is None:
-            self.model.compile(backend=self.hparams["compile"])
+        compile_model(self.model, self.hparams["compile"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Makes sure that inputs and outputs mean the same.

@@ -95,7 +95,6 @@ class SpikeData(TaskData):
     def _check(self, source: Any, train: Any) -> None:
         if source is None:
             return
-        Recordings(source)  # its labels are whole numbers
         if source.channels != train.channels:
             raise ValueError(
                 f"{source.name(0)} has {source.channels} channels, the training set {train.channels}"

@@ -71,19 +71,20 @@ class DelaysReport(pl.Callback):
                 write_picture(root / "raster.png", draw_raster, net.cpu(), batch[0], int(labels), names)
         for line in data.unreadable():
             _logger.warning("%s", line)
-        print(next_steps(trainer), file=sys.stderr)
+        print(next_steps(trainer, self.pictures), file=sys.stderr)
 
 
 def _model(pl_module: pl.LightningModule) -> DelayNet:
     return pl_module.model  # type: ignore[return-value]
 
 
-def next_steps(trainer: pl.Trainer) -> str:
+def next_steps(trainer: pl.Trainer, pictures: bool) -> str:
     """What somebody types after a training."""
     root, typed = trainer.default_root_dir, shlex.quote(str(trainer.default_root_dir))
     said = last_scores(trainer, "top1")
+    drawn = "delays, spikes and curves are drawn and " if pictures else ""
     return (
-        f"\n{said}; delays, spikes and curves are drawn in {root}, the model is saved there.\n"
+        f"\n{said}; {drawn}the model is saved in {root}.\n"
         "Next:\n"
         f"  python -m eval delays --checkpoint {typed}/checkpoints/last.ckpt --output {typed}/results.json\n"
         f"  python -m train.delays fit --config {typed}/logs/config.yaml --ckpt_path last "
