@@ -87,7 +87,7 @@ def test_an_earlier_run_is_aside_as_a_whole(flags, tmp_path):
     assert len(list((tmp_path / "tensorboard").glob("events*"))) == 1
 
 
-@pytest.mark.parametrize("moved", [0, 1, 3, 7])
+@pytest.mark.parametrize("moved", [1, 3, 7])
 def test_an_earlier_run_stays_in_one_place_whenever_its_moving_is_killed(moved, tmp_path, monkeypatch):
     before, left = write_earlier(tmp_path), iter(range(moved))
     rename = Path.rename

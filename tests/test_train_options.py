@@ -138,7 +138,6 @@ class TestRanges:
                 ["--model.model_kwargs", "{depths: [1, 1]}"],
                 "model.model_kwargs do not fit: list index out of",
             ),
-            (["--model.model_kwargs", "{dims: [8, 8, 8, -16]}"], "model.model_kwargs do not fit: Trying to"),
             (["--data.img_size", "1"], "does not take images of 3 x 1 x 1: choose another data.img_size"),
             (
                 ["--model.model_kwargs", "{in_chans: 1}"],

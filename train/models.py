@@ -76,9 +76,7 @@ def build_checked(make: Callable[..., Any], option: str, **kwargs: Any) -> Any:
     """
     try:
         return make(**kwargs)
-    except torch.OutOfMemoryError:
-        raise
-    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+    except (AssertionError, AttributeError, LookupError, TypeError) as error:
         if why_no_download(error) is not None:
             raise
         raise ValueError(f"{option} do not fit: {reason(error)}") from error

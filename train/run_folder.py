@@ -1,6 +1,7 @@
 """The folder of a run: the checkpoint to go on from, its loggers, what an earlier run has left."""
 
 import logging
+from collections.abc import Iterable
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -62,11 +63,15 @@ def put_aside(root: Path, names: tuple[str, ...] = LEFT) -> None:
     if any((root / "checkpoints").glob("*.ckpt")):
         left = [name for name in names if (root / name).exists()]
         folders = (root / f"earlier_{i}" for i in count(1))
-        aside = next(p for p in folders if not any((p / name).exists() for name in left))
+        aside = next(p for p in folders if not p.exists() or (_holds(p, LEFT) and not _holds(p, left)))
         aside.mkdir(exist_ok=True)
         for name in left:
             (root / name).rename(aside / name)
         _logger.warning("what an earlier run has left is now in %s", aside)
+
+
+def _holds(folder: Path, names: Iterable[str]) -> bool:
+    return any((folder / name).exists() for name in names)
 
 
 def sweep(root: Path) -> None:
