@@ -387,6 +387,33 @@ class TestFolders:
         assert len(masks) == 4 and all("city.1" in str(path) for path in masks.masks)
         assert masks[0][0].shape[1:] == masks[0][1].shape
 
+    def test_images_that_share_a_mask_are_refused(self, ade20k, tmp_path):
+        shutil.copytree(ade20k, tmp_path, dirs_exist_ok=True)
+        images = tmp_path / "images" / "training"
+        Image.open(images / "0.jpg").save(images / "0.png")
+        with pytest.raises(ValueError, match=r"share a mask, rename them: .*0\.jpg.*0\.png"):
+            self.masks(tmp_path)
+
+    @pytest.mark.parametrize("kind", ["images", "annotations"])
+    @pytest.mark.parametrize("broken", ["empty", "cut off", "text"])
+    def test_what_cannot_be_read_is_named(self, kind, broken, ade20k, tmp_path):
+        shutil.copytree(ade20k, tmp_path, dirs_exist_ok=True)
+        (file,) = (tmp_path / kind / "training").glob("1.*")
+        whole = file.read_bytes()
+        file.write_bytes({"empty": b"", "cut off": whole[: len(whole) // 2], "text": b"no image"}[broken])
+        with pytest.raises(ValueError, match=f"{kind}/training/{file.name} cannot be read as an image"):
+            self.masks(tmp_path)[1]
+
+    def test_masks_with_a_palette_are_numbers_of_classes(self, ade20k, tmp_path):
+        shutil.copytree(ade20k, tmp_path, dirs_exist_ok=True)
+        expected = self.masks(ade20k, training=False)[1][1]
+        file = tmp_path / "annotations" / "training" / "1.png"
+        mask = Image.open(file).copy()
+        mask.putpalette([200, 3, 9] * 256)
+        mask.save(file)
+        assert Image.open(file).mode == "P"
+        assert torch.equal(self.masks(tmp_path, training=False)[1][1], expected)
+
     def test_errors_name_the_file(self, ade20k, tmp_path):
         with pytest.raises(ValueError, match=r"0.png has class 3, but data.classes is 2"):
             list(self.masks(ade20k, classes=2, training=False))

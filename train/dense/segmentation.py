@@ -1,6 +1,8 @@
 """Semantic segmentation: UPerNet of segmentation_models_pytorch on a backbone of timm."""
 
 import os
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardInd
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
+from dcls_models.files import one_line, some
 from dcls_models.folders import files_below
 from dcls_models.images import EXTENSIONS, read_image
 from dcls_models.strided import slice_strided
@@ -151,6 +154,7 @@ class Masks(Dataset):
 
     Raises:
         FileNotFoundError: If there is no image, or an image has no mask.
+        ValueError: If two images have the same mask.
     """
 
     def __init__(
@@ -170,6 +174,11 @@ class Masks(Dataset):
         for image, mask in zip(self.images, self.masks, strict=True):
             if not mask.is_file():
                 raise FileNotFoundError(f"{image} has no mask {mask}")
+        if shared := {m for m, count in Counter(self.masks).items() if count > 1}:
+            both = [str(i) for i, m in zip(self.images, self.masks, strict=True) if m in shared]
+            raise ValueError(
+                f"images that differ in their extension only share a mask, rename them: {some(both)}"
+            )
         self.num_classes, self.zero_is_no_class, self.transform = num_classes, zero_is_no_class, transform
         self.resize = v2.Resize(size, max_size=4 * size, antialias=True)
 
@@ -180,10 +189,10 @@ class Masks(Dataset):
         """An image and its mask; in validation the mask keeps its size.
 
         Raises:
-            ValueError: If the mask does not fit the image or the classes.
+            ValueError: If one cannot be read, or the mask does not fit the image or the classes.
         """
-        image = v2.functional.pil_to_tensor(read_image(self.images[index]))
-        mask = v2.functional.pil_to_tensor(Image.open(self.masks[index])).long()
+        image = _read(self.images[index], read_image)
+        mask = _read(self.masks[index], Image.open).long()
         if len(mask) > 1 or mask.shape[1:] != image.shape[1:]:
             raise ValueError(
                 f"{self.masks[index]} must have one channel and the size of its image, "
@@ -202,6 +211,14 @@ class Masks(Dataset):
             image, mask = self.transform(tv_tensors.Image(image), tv_tensors.Mask(mask))
         image, mask = (t.as_subclass(torch.Tensor) for t in (image, mask))
         return v2.functional.to_dtype(image, torch.float32, scale=True), mask[0]
+
+
+def _read(path: Path, reader: Callable[[Path], Image.Image]) -> torch.Tensor:
+    try:
+        with reader(path) as image:
+            return v2.functional.pil_to_tensor(image)  # type: ignore[no-any-return]
+    except Exception as error:  # decoders raise anything
+        raise ValueError(f"{path} cannot be read as an image: {one_line(error)}") from error
 
 
 def augmentation(size: int) -> v2.Transform:
