@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 from dcls_models.folders import files_below
 from dcls_models.images import EXTENSIONS, read_image
 from dcls_models.strided import slice_strided
-from train.dense.base import Dense, DenseCLI, DenseData, Samples
+from train.dense.base import Dense, DenseCLI, DenseData, Samples, names
 from train.dense.scenes import Scenes
 from train.launch import launch
 from train.models import build_checked, downloading, starts_pretrained, to_memory_layout
@@ -180,10 +180,13 @@ class Masks(Dataset):
         """An image and its mask; in validation the mask keeps its size.
 
         Raises:
+            DataError: If a file cannot be read.
             ValueError: If the mask does not fit the image or the classes.
         """
-        image = v2.functional.pil_to_tensor(read_image(self.images[index]))
-        mask = v2.functional.pil_to_tensor(Image.open(self.masks[index])).long()
+        with names(self.images[index]):
+            image = v2.functional.pil_to_tensor(read_image(self.images[index]))
+        with names(self.masks[index]):
+            mask = v2.functional.pil_to_tensor(Image.open(self.masks[index])).long()
         if len(mask) > 1 or mask.shape[1:] != image.shape[1:]:
             raise ValueError(
                 f"{self.masks[index]} must have one channel and the size of its image, "
@@ -221,7 +224,7 @@ def augmentation(size: int) -> v2.Transform:
 class SegmentationCLI(DenseCLI):
     """The best checkpoint is that of the highest mIoU."""
 
-    task, monitor = "segmentation", "val/miou"
+    task, monitor, own = "segmentation", "val/miou", "decoder_channels"
 
 
 def main(args: ArgsType = None) -> None:
