@@ -13,6 +13,7 @@ import torch
 import yaml
 from PIL import Image
 
+from dcls_models import CheckpointError
 from dcls_models.provenance import RESULT_KEYS
 from tests.training import RANDOM, SMALL_DATA, TINY, callback, fit, last, same, write_images
 from train.audio.data import Sounds
@@ -50,6 +51,41 @@ def refused(images, folder, *flags):
     message = str(exited.value.code)
     assert message.startswith("error: ") and "\n" not in message
     return message
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty: expected sections"),
+        (b"- a\n", "holds a list: expected sections"),
+        ("model: {}".encode("utf-16"), "is not text in UTF-8"),
+        (b"model:\n\tname: x\n", "is not YAML: while scanning"),
+        (b"model: {}\ntrainer:\n", "the section trainer is empty"),
+    ],
+)
+def test_a_config_that_is_none_is_named(content, said, images, tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_bytes(content)
+    for given in (["--config", str(file)], [f"--config={file}"]):
+        message = refused(images, tmp_path / "run", *given)
+        assert str(file) in message and said in message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "predict"])
+def test_a_checkpoint_of_another_task_is_refused(command, images, whole, tmp_path):
+    stored = torch.load(whole / "checkpoints" / "last.ckpt", weights_only=True)
+    for key in ("cutmix", "class_names"):
+        del stored["hyper_parameters"][key]
+    torch.save(stored, tmp_path / "other.ckpt")
+    with pytest.raises(CheckpointError, match=r"other\.ckpt is of another task"):
+        fit(images, whole, *RANDOM, "--ckpt_path", str(tmp_path / "other.ckpt"), command=command)
+
+
+def test_a_dollar_sign_in_the_name_of_the_folder_is_no_variable(images, tmp_path):
+    fit(images, tmp_path / "my$HOME", "--trainer.max_epochs", "1")
+    assert [path.name for path in tmp_path.iterdir()] == ["my$HOME"]
+    assert any((tmp_path / "my$HOME" / "tensorboard").iterdir())
 
 
 class TestRanges:
@@ -269,6 +305,18 @@ class TestPlaces:
             assert (result["task"], result["n"], result["classes"]) == ("accuracy", 20, 4)
             assert f"top1_ema {result['top1']:.2f} %" in said
             assert "top5" not in said, "of four classes"
+
+    def test_a_result_is_written_though_nobody_reads_what_is_printed(
+        self, images, whole, tmp_path, monkeypatch
+    ):
+        def closed(*_):
+            raise BrokenPipeError
+
+        monkeypatch.setattr("train.cli.in_words", closed)
+        output = tmp_path / "results.json"
+        with pytest.raises(BrokenPipeError):
+            fit(images, whole, *RANDOM, *RESUME, "--output", str(output), command="validate")
+        assert json.loads(output.read_text())["n"] == 20
 
     def test_a_result_that_cannot_be_written_is_refused_before_the_work(self, images, whole, tmp_path):
         with pytest.raises(ValueError, match="--output must be a file, got the folder"):

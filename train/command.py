@@ -23,6 +23,7 @@ class ClassifierCLI(TrainCLI):
     """The best checkpoint is that of the highest top-1 accuracy."""
 
     monitor, task = "val/top1", "accuracy"
+    own = "cutmix"
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the report, and links what one part knows to what another needs."""

@@ -59,7 +59,12 @@ class Csv(Waiting, CSVLogger):
 
 
 class TensorBoard(Waiting, TensorBoardLogger):
-    """Lightning's TensorBoard logger."""
+    """Lightning's TensorBoard logger, in the folder as it is called: a dollar sign is no variable."""
+
+    @property
+    def log_dir(self) -> str:
+        """The folder."""
+        return str(self.root_dir)
 
 
 def loggers(root: Path) -> list[Any]:

@@ -15,6 +15,7 @@ class AudioCLI(TrainCLI):
     """The best checkpoint is that of the highest mean average precision."""
 
     monitor = "val/map"
+    own = "front_end"
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:

@@ -16,6 +16,7 @@ class DelaysCLI(TrainCLI):
     """The best checkpoint is that of the highest accuracy."""
 
     monitor = "val/top1"
+    own = "delays"
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Adds the narrowing and the report, and links what the data know to what the model needs."""

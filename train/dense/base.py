@@ -1,6 +1,8 @@
 """What segmentation and detection share: optimizer groups, loaders, command line, the result."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,15 +12,31 @@ from pytorch_lightning.cli import LightningArgumentParser
 from torch import nn
 from torch.utils.data import Dataset
 
-from dcls_models.files import printable, write_json
+from dcls_models.files import one_line, printable, write_json
 from dcls_models.optim import ParamGroup, param_groups
 from train.cli import TrainCLI
+from train.errors import DataError
 from train.loaders import TaskData
 from train.ranges import Count, CountOrNone, NotNegative, Range, ShareAboveZero, check_ranges
 from train.task import Task
 
 STAGE = re.compile(r"(?:stages_|layer)(\d+)(?:\.(?:blocks\.)?(\d+))?")
 Samples = tuple[tuple[torch.Tensor, ...], tuple[Any, ...]]
+
+
+@contextmanager
+def names(file: Path) -> Iterator[None]:
+    """Says which file it is that cannot be read: decoders do not, and raise anything.
+
+    Raises:
+        DataError: If reading it fails.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise DataError(
+            f"{file} cannot be read ({one_line(error)}): replace it, or take it and what belongs to it out"
+        ) from error
 
 
 class Dense(Task):

@@ -22,7 +22,7 @@ from torchvision.transforms import v2
 
 from dcls_models.files import one_line
 from dcls_models.strided import slice_strided
-from train.dense.base import Dense, DenseCLI, DenseData, Samples
+from train.dense.base import Dense, DenseCLI, DenseData, Samples, names
 from train.dense.scenes import Scenes
 from train.launch import launch
 from train.models import build_checked, downloading, starts_pretrained, to_memory_layout
@@ -232,6 +232,7 @@ class Coco(Dataset):
             raise ValueError(f"{file} has a category 0, which is the background: count from 1")
         if training:
             images.ids = [i for i in images.ids if self.coco.getAnnIds(i, iscrowd=False)]
+        self.files = [root / split / image["file_name"] for image in self.coco.loadImgs(images.ids)]
         keys = ["boxes", "masks", "labels", "iscrowd"]
         self.images = wrap_dataset_for_transforms_v2(images, target_keys=keys)
         self.flip = v2.RandomHorizontalFlip()
@@ -241,7 +242,8 @@ class Coco(Dataset):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """An image and what is in it."""
-        image, target = self.images[index]
+        with names(self.files[index]):
+            image, target = self.images[index]
         image = v2.functional.to_image(image)
         if "boxes" not in target:
             nothing = torch.zeros(0, dtype=torch.long)
@@ -258,7 +260,7 @@ class Coco(Dataset):
 class DetectionCLI(DenseCLI):
     """The best checkpoint is that of the highest AP of boxes."""
 
-    task, monitor = "detection", "val/box_ap"
+    task, monitor, own = "detection", "val/box_ap", "anchor_sides"
 
 
 def main(args: ArgsType = None) -> None:

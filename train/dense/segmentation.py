@@ -2,7 +2,6 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,11 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardInd
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from dcls_models.files import one_line, some
+from dcls_models.files import some
 from dcls_models.folders import files_below
 from dcls_models.images import EXTENSIONS, read_image
 from dcls_models.strided import slice_strided
-from train.dense.base import Dense, DenseCLI, DenseData, Samples
+from train.dense.base import Dense, DenseCLI, DenseData, Samples, names
 from train.dense.scenes import Scenes
 from train.launch import launch
 from train.models import build_checked, downloading, starts_pretrained, to_memory_layout
@@ -189,10 +188,13 @@ class Masks(Dataset):
         """An image and its mask; in validation the mask keeps its size.
 
         Raises:
-            ValueError: If one cannot be read, or the mask does not fit the image or the classes.
+            DataError: If a file cannot be read.
+            ValueError: If the mask does not fit the image or the classes.
         """
-        image = _read(self.images[index], read_image)
-        mask = _read(self.masks[index], Image.open).long()
+        with names(self.images[index]):
+            image = v2.functional.pil_to_tensor(read_image(self.images[index]))
+        with names(self.masks[index]):
+            mask = v2.functional.pil_to_tensor(Image.open(self.masks[index])).long()
         if len(mask) > 1 or mask.shape[1:] != image.shape[1:]:
             raise ValueError(
                 f"{self.masks[index]} must have one channel and the size of its image, "
@@ -213,14 +215,6 @@ class Masks(Dataset):
         return v2.functional.to_dtype(image, torch.float32, scale=True), mask[0]
 
 
-def _read(path: Path, reader: Callable[[Path], Image.Image]) -> torch.Tensor:
-    try:
-        with reader(path) as image:
-            return v2.functional.pil_to_tensor(image)  # type: ignore[no-any-return]
-    except Exception as error:  # decoders raise anything
-        raise ValueError(f"{path} cannot be read as an image: {one_line(error)}") from error
-
-
 def augmentation(size: int) -> v2.Transform:
     """Half to twice the size, a crop, a flip and other colours, as the authors of ConvNeXt for ADE20K."""
     nothing = {tv_tensors.Image: 0, tv_tensors.Mask: IGNORED}
@@ -238,7 +232,7 @@ def augmentation(size: int) -> v2.Transform:
 class SegmentationCLI(DenseCLI):
     """The best checkpoint is that of the highest mIoU."""
 
-    task, monitor = "segmentation", "val/miou"
+    task, monitor, own = "segmentation", "val/miou", "decoder_channels"
 
 
 def main(args: ArgsType = None) -> None:
