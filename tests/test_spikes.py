@@ -184,7 +184,7 @@ class TestFiles:
             ([0, 2], "label 2, expected whole numbers from 0 to 1"),
             ([-1, 0], "label -1"),
             ([0.5, 1], "label 0.5"),
-            (["a", "b"], "label a, expected whole numbers"),
+            (["a", "b"], "label 'a', expected whole numbers"),
             ([[0], [1]], "must have spikes"),
         ],
     )
