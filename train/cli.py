@@ -12,7 +12,6 @@ from textwrap import shorten
 from typing import Any, NoReturn
 
 import pytorch_lightning as pl
-import yaml
 from jsonargparse import Namespace
 from pytorch_lightning.callbacks import BatchSizeFinder, Checkpoint, LearningRateFinder, ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -22,6 +21,7 @@ from dcls_models.files import check_writable, expand_home, locked, printable, re
 from dcls_models.loading import Run
 from dcls_models.provenance import provenance
 from train.checkpoints import AtomicCheckpointIO, KeepLast
+from train.configs import check_configs
 from train.errors import first_cause, reason
 from train.loggers import Waiting, loggers
 from train.models import SyncBatchNorm
@@ -139,7 +139,7 @@ class TrainCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parses, finds the checkpoint that ``last`` means, and tries the file to write."""
-        _check_configs(sys.argv[1:] if args is None else args)
+        check_configs(sys.argv[1:] if args is None else args)
         super().parse_arguments(parser, args)
         config = self.config[self.config["subcommand"]]
         for option in [key for key, value in config.items() if value == "" and key != "data.dataset"]:
@@ -299,39 +299,6 @@ class TrainCLI(LightningCLI):
         """
         if not self.config[self.subcommand]["ckpt_path"]:
             raise ValueError("random weights are not worth it: give --ckpt_path (last, or a file)")
-
-
-def _check_configs(words: ArgsType) -> None:
-    """Checks the files that ``--config`` gives."""
-    if not isinstance(words, list):
-        return
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        option, _, value = word.partition("=")
-        if option in ("--config", "-c"):
-            _check_config(Path(os.path.expanduser(value or following)))  # noqa: PTH111
-
-
-def _check_config(file: Path) -> None:
-    """Makes sure that a config is text with sections; what is in them, and a missing file, is for the parser.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"--config {file} is not text in UTF-8: save it as that") from error
-    except yaml.YAMLError as error:
-        said = " ".join(str(error).split())
-        raise ValueError(f"--config {file} is not YAML: {said}") from error
-    except OSError:
-        return
-    if not isinstance(content, dict):
-        found = "is empty" if content is None else f"holds a {type(content).__name__}"
-        raise ValueError(f"--config {file} {found}: expected sections like those in configs/finetune.yaml")
-    for section in ("trainer", "model", "data"):
-        if section in content and content[section] is None:
-            raise ValueError(f"--config {file}: the section {section} is empty, fill it or take it out")
 
 
 @contextmanager
