@@ -1,7 +1,7 @@
 """Depthwise convolution with large kernels on the matrix units of a GPU, in Triton, compiled on first use.
 
 In float16 and bfloat16 all passes are here; in float32, where matrix units would round, the weight gradient
-alone, and the others are ATen's forward convolution. ``docs/gpu.md`` has the measurements and the roofline.
+alone, and the others are ATen's forward convolution. ``docs/gpu.md`` has the measurements.
 They decide on which GPUs these kernels are used, ``MEASURED``; ``DCLS_TRITON=1`` in the environment asks for
 them on others, ``DCLS_TRITON=0`` switches them off. Without triton, on other devices and for what
 ``supports`` does not name, ATen computes.
